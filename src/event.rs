@@ -1,0 +1,208 @@
+//! The one vocabulary shared by all modules: what happened.
+//!
+//! Modules emit an [`Event`] and know nothing of who listens. `report` numbers it, folds it into the status
+//! document, keeps it in the outbox and delivers it. Names and fields of the public events are the contract's
+//! (section 5); an event whose [`Event::name`] is `None` only moves the status document.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use crate::state::model::CommitId;
+
+/// How far the boot has come; `pendingReason` of `/startupz` until it is [`Phase::Done`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    Store,
+    Restore,
+    Prepare,
+    Services,
+    Done,
+}
+
+/// Where a service stands. The contract of these names is the status document's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceState {
+    Stopped,
+    Waiting,
+    Starting,
+    Running,
+    Ready,
+    Unhealthy,
+    Stopping,
+    BackingOff,
+    CrashLoop,
+    Held,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Event {
+    BootStarted {
+        version: &'static str,
+        pid1: bool,
+    },
+    BootPhase {
+        phase: Phase,
+    },
+    StateRestored {
+        commit: Option<CommitId>,
+        files: u64,
+        bytes: u64,
+        took_ms: u64,
+    },
+    StateRestoreDegraded {
+        wanted: CommitId,
+        used: Option<CommitId>,
+        why: String,
+    },
+    ServiceChanged {
+        service: String,
+        state: ServiceState,
+        pid: Option<i32>,
+        why: Option<String>,
+    },
+    ServiceStarted {
+        service: String,
+        pid: i32,
+    },
+    ServiceReady {
+        service: String,
+        after_ms: u64,
+    },
+    ServiceExited {
+        service: String,
+        pid: i32,
+        code: Option<i32>,
+        signal: Option<i32>,
+        oom: bool,
+        intended: bool,
+    },
+    ServiceUnhealthy {
+        service: String,
+        why: String,
+    },
+    ServiceCrashLoop {
+        service: String,
+        restarts: u32,
+        within_ms: u64,
+        why: String,
+    },
+    GatewayConfigRolledBack {
+        reason: String,
+        kept: String,
+    },
+    SnapshotPending {
+        paths: u64,
+        oldest_ms: u64,
+    },
+    SnapshotCommitted {
+        commit: CommitId,
+        parent: Option<CommitId>,
+        files: u64,
+        state_bytes: u64,
+        stored_bytes: u64,
+        operations: u64,
+        took_ms: u64,
+    },
+    SnapshotFailed {
+        why: String,
+        retry_in_ms: u64,
+    },
+    SnapshotSuspicious {
+        commit: CommitId,
+        why: String,
+    },
+    StoreAvailable {
+        path: String,
+        durable: bool,
+    },
+    StoreUnavailable {
+        why: String,
+    },
+    StoreRecovered {
+        away_ms: u64,
+    },
+    StoreFenced {
+        by: String,
+        why: String,
+    },
+    BrowserConnected {
+        upstream: String,
+    },
+    BrowserFailed {
+        upstream: String,
+        why: String,
+    },
+    MemoryPressure {
+        service: Option<String>,
+        used: u64,
+        limit: u64,
+    },
+    Heartbeat,
+    ShutdownStarted {
+        why: String,
+    },
+    ShutdownFinished {
+        code: i32,
+    },
+}
+
+impl Event {
+    /// The public type, or `None` for an event that only moves the status document.
+    pub fn name(&self) -> Option<&'static str> {
+        Some(match self {
+            Event::BootStarted { .. } => "boot.started",
+            Event::StateRestored { .. } => "state.restored",
+            Event::StateRestoreDegraded { .. } => "state.restore_degraded",
+            Event::ServiceStarted { .. } => "service.started",
+            Event::ServiceReady { .. } => "service.ready",
+            Event::ServiceExited { .. } => "service.exited",
+            Event::ServiceUnhealthy { .. } => "service.unhealthy",
+            Event::ServiceCrashLoop { .. } => "service.crash_loop",
+            Event::GatewayConfigRolledBack { .. } => "gateway.config_rolled_back",
+            Event::SnapshotCommitted { .. } => "snapshot.committed",
+            Event::SnapshotFailed { .. } => "snapshot.failed",
+            Event::SnapshotSuspicious { .. } => "snapshot.suspicious",
+            Event::StoreUnavailable { .. } => "store.unavailable",
+            Event::StoreRecovered { .. } => "store.recovered",
+            Event::StoreFenced { .. } => "store.fenced",
+            Event::BrowserConnected { .. } => "browser.connected",
+            Event::BrowserFailed { .. } => "browser.failed",
+            Event::MemoryPressure { .. } => "memory.pressure",
+            Event::Heartbeat => "heartbeat",
+            Event::ShutdownStarted { .. } => "shutdown.started",
+            Event::ShutdownFinished { .. } => "shutdown.finished",
+            Event::BootPhase { .. }
+            | Event::ServiceChanged { .. }
+            | Event::SnapshotPending { .. }
+            | Event::StoreAvailable { .. } => return None,
+        })
+    }
+}
+
+/// The way out for events: cheap to clone, never blocks, usable from any thread.
+#[derive(Debug, Clone)]
+pub struct Events(mpsc::UnboundedSender<Event>);
+
+impl Events {
+    /// A sender and the one receiver, which `report` owns.
+    pub fn channel() -> (Events, mpsc::UnboundedReceiver<Event>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Events(sender), receiver)
+    }
+
+    /// Says what happened. After `report` has ended at shutdown nobody listens, and that is fine.
+    pub fn emit(&self, event: Event) {
+        let _ = self.0.send(event);
+    }
+}
+
+/// Whole milliseconds, the unit of every duration in an event.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

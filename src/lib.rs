@@ -1,0 +1,22 @@
+//! moltinit: PID 1 for a personal AI agent in a container that may vanish at any moment.
+//!
+//! Events flow out, commands flow in, and no module reads another's private state:
+//!
+//! ```text
+//! environment + file -> config -> boot -> supervise <-> services
+//!                                   |         |
+//!                                   |         +-- Event -> report -> probes, status, metrics, callbacks
+//!                                   +-- state: restore at boot; watch -> capture -> commit -> store, for ever
+//!                                   +-- gateway: onboard, patch, roll back
+//!                                   +-- browser: local CDP port -> tunnel -> upstream
+//! ```
+//!
+//! * [`config`]: environment and file into one checked `Config`; secrets that cannot be printed.
+//! * [`event`]: the one vocabulary every module speaks about what happened.
+//! * [`state`]: what is in a snapshot and how it gets there and back.
+#![deny(unsafe_op_in_unsafe_fn)]
+#![deny(unsafe_code)]
+
+pub mod config;
+pub mod event;
+pub mod state;
