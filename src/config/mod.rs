@@ -1,1 +1,4 @@
 //! Environment and file into one checked configuration.
+
+pub mod secret;
+pub mod service;

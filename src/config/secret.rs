@@ -1,0 +1,86 @@
+//! Values that must never be shown, and the mask that keeps them out of lines somebody else wrote.
+
+use std::{fmt, sync::Arc};
+
+use subtle::ConstantTimeEq;
+
+/// A value that cannot be printed: neither `Debug` nor `Display` nor serialisation shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret<T = String>(T);
+
+impl<T> Secret<T> {
+    pub fn new(value: T) -> Self {
+        Secret(value)
+    }
+
+    /// The value itself. Every use is a place to check that it goes where it should and nowhere else.
+    pub fn expose(&self) -> &T {
+        &self.0
+    }
+}
+
+impl Secret<String> {
+    /// Compares with what a caller presented, in time that does not tell how much of it was right.
+    pub fn matches(&self, presented: &[u8]) -> bool {
+        self.0.as_bytes().ct_eq(presented).into()
+    }
+}
+
+impl<T> fmt::Debug for Secret<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// Shorter values (`on`, `1234`) would mask half of every log line.
+const SHORTEST_MASKED: usize = 6;
+
+/// Every secret value known to this process, to be struck out of text that others wrote.
+#[derive(Clone, Default)]
+pub struct Mask(Arc<[String]>);
+
+impl Mask {
+    pub fn new(secrets: impl IntoIterator<Item = String>) -> Self {
+        let mut secrets: Vec<String> = secrets.into_iter().filter(|s| s.len() >= SHORTEST_MASKED).collect();
+        // Longest first, so that a secret which contains another is struck out whole.
+        secrets.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        secrets.dedup();
+        Mask(secrets.into())
+    }
+
+    /// The text with every secret in it replaced by `[secret]`; the same text if there is none.
+    pub fn apply<'a>(&self, text: &'a str) -> std::borrow::Cow<'a, str> {
+        let mut masked = std::borrow::Cow::Borrowed(text);
+        for secret in self.0.iter() {
+            if masked.contains(secret.as_str()) {
+                masked = masked.replace(secret.as_str(), "[secret]").into();
+            }
+        }
+        masked
+    }
+}
+
+impl fmt::Debug for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Mask({} secrets)", self.0.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_not_printed() {
+        assert_eq!(
+            format!("{:?}", Some(Secret::new("hunter2".to_owned()))),
+            "Some([secret])"
+        );
+    }
+
+    #[test]
+    fn the_longest_secret_is_struck_out_whole() {
+        let mask = Mask::new(["abcdef".to_owned(), "abcdefghi".to_owned(), "x".to_owned()]);
+        assert_eq!(mask.apply("x=abcdefghi abcdef"), "x=[secret] [secret]");
+    }
+}
