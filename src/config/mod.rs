@@ -1,4 +1,163 @@
 //! Environment and file into one checked configuration.
+//!
+//! Defaults, then the TOML file, then the environment (contract section 3). Loading is a pure function of what
+//! was found on the machine, and reports every problem at once. A setting has one name: `store_wait` in the
+//! file is `MOLTINIT_STORE_WAIT` in the environment, read by the same parser.
 
+pub mod env;
+mod file;
+mod load;
 pub mod secret;
 pub mod service;
+pub mod value;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use load::{MOUNTED_STORE, Machine, SANDBOX_SERVER, SECRETS, SETTINGS, load};
+
+use self::{
+    env::{Env, Problem},
+    secret::{Mask, Secret},
+    service::Service,
+};
+
+/// The whole configuration, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub store: Store,
+    /// The gateway's state; a root of every snapshot.
+    pub state_dir: PathBuf,
+    /// The agent's workspace where it is not below `state_dir`; `None` until the gateway's own configuration names it.
+    pub workspace: Option<PathBuf>,
+    pub snapshot: Snapshot,
+    pub http_addr: SocketAddr,
+    pub admin_token: Option<Secret>,
+    pub cdp: Cdp,
+    pub callback: Callback,
+    pub services: Vec<Service>,
+    /// Supervisor's own data that must outlive the container; a root of every snapshot.
+    pub data_dir: PathBuf,
+    /// The control socket and whatever else is only of this container.
+    pub run_dir: PathBuf,
+    pub log: Log,
+    /// The environment all this was read from: the gateway's settings are read from it, and children inherit it.
+    pub env: Env,
+    /// Every secret value in the above.
+    pub mask: Mask,
+}
+
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub dir: PathBuf,
+    /// A mount must be there at every commit.
+    pub must_be_mount: bool,
+    /// False for the fallback inside the container, which vanishes with it.
+    pub durable: bool,
+    pub wait: Duration,
+    pub required: bool,
+    /// moltinit mounts the bucket itself.
+    pub mount: Option<Bucket>,
+    /// Sub-directory of the store.
+    pub instance: String,
+    /// Encrypts snapshots at rest.
+    pub key: Option<Secret>,
+}
+
+/// What s3fs needs to mount the bucket.
+#[derive(Debug, Clone)]
+pub struct Bucket {
+    pub name: String,
+    pub account: Option<String>,
+    pub access_key_id: Secret,
+    pub secret_access_key: Secret,
+}
+
+/// When a change is committed.
+#[derive(Debug, Clone, Copy)]
+pub struct Snapshot {
+    pub quiet: Duration,
+    pub max_delay: Duration,
+    pub min_gap: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct Cdp {
+    pub addr: SocketAddr,
+    /// `worker`, `cloudflare`, or a URL; `None` without a browser.
+    pub upstream: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Callback {
+    pub url: Option<String>,
+    pub secret: Option<Secret>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub filter: String,
+    /// `None`: pretty on a terminal, JSON off it.
+    pub json: Option<bool>,
+}
+
+/// Every problem found, one a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the configuration has {} problem(s); nothing was started",
+            self.0.len()
+        )?;
+        for problem in &self.0 {
+            write!(f, "\n  {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl Config {
+    /// Reads the file and the environment of this process.
+    ///
+    /// `file` is the command line's; without it `MOLTINIT_CONFIG`, then `/etc/moltinit/moltinit.toml` if it is there.
+    ///
+    /// # Errors
+    /// Every problem at once; exit code 78.
+    pub fn from_process(file: Option<&Path>) -> Result<Config, Problems> {
+        const DEFAULT_FILE: &str = "/etc/moltinit/moltinit.toml";
+        let mut env = Env::of_process();
+        let mut problems = env.read_files(SECRETS);
+        let named = file
+            .map(Path::to_owned)
+            .or_else(|| env.get("MOLTINIT_CONFIG").map(PathBuf::from));
+        let path = named.clone().unwrap_or_else(|| DEFAULT_FILE.into());
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => None,
+            Err(error) => {
+                problems.push(Problem::new(
+                    path.display().to_string(),
+                    format!("cannot read this file: {error}"),
+                ));
+                None
+            }
+        };
+        match load(text.as_deref(), env, &Machine::look()) {
+            Ok(config) if problems.is_empty() => Ok(config),
+            Ok(_) => Err(Problems(problems)),
+            Err(Problems(more)) => {
+                problems.extend(more);
+                Err(Problems(problems))
+            }
+        }
+    }
+}

@@ -84,3 +84,56 @@ pub enum Check {
     /// The service writes a newline to this file descriptor, as s6 has it.
     Notify { fd: i32 },
 }
+
+impl Service {
+    /// A service of that name with the documented defaults and no command yet.
+    pub fn named(name: &str) -> Self {
+        Service {
+            name: name.to_owned(),
+            command: Vec::new(),
+            after: Vec::new(),
+            restart: Restart::Always,
+            backoff: Backoff {
+                first: Duration::ZERO,
+                base: Duration::from_millis(500),
+                max: Duration::from_secs(30),
+                reset_after: Duration::from_secs(60),
+            },
+            crash_loop: CrashLoop {
+                restarts: 6,
+                within: Duration::from_secs(120),
+            },
+            on_crash_loop: OnCrashLoop::Hold,
+            ready: None,
+            live: None,
+            stop: Stop {
+                signal: Signal::SIGTERM,
+                timeout: Duration::from_secs(10),
+            },
+            env: BTreeMap::new(),
+            memory_max: None,
+        }
+    }
+}
+
+impl Probe {
+    /// A readiness probe with the documented timing.
+    pub fn ready(check: Check) -> Self {
+        Probe {
+            check,
+            every: Duration::from_millis(250),
+            timeout: Duration::from_secs(180),
+            failures: 1,
+        }
+    }
+
+    /// A liveness probe with the documented timing.
+    pub fn live(check: Check) -> Self {
+        Probe {
+            check,
+            every: Duration::from_secs(10),
+            timeout: Duration::from_secs(5),
+            failures: 3,
+        }
+    }
+}
