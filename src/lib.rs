@@ -13,10 +13,12 @@
 //!
 //! * [`config`]: environment and file into one checked `Config`; secrets that cannot be printed.
 //! * [`event`]: the one vocabulary every module speaks about what happened.
+//! * [`log`]: lines to stderr that never block.
 //! * [`state`]: what is in a snapshot and how it gets there and back.
 #![deny(unsafe_op_in_unsafe_fn)]
 #![deny(unsafe_code)]
 
 pub mod config;
 pub mod event;
+pub mod log;
 pub mod state;

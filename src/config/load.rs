@@ -8,6 +8,8 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
 
 use super::{
     Bucket, Callback, Cdp, Config, Log, Problems, Snapshot, Store,
@@ -220,7 +222,12 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
         .unwrap_or_else(|| "/var/lib/moltinit/data".into());
     let run_dir = settings.absolute("run_dir").unwrap_or_else(|| "/run/moltinit".into());
     let log = Log {
-        filter: settings.text("log").unwrap_or("info").to_owned(),
+        filter: settings
+            .parse("log", |text| {
+                text.parse()
+                    .map_err(|error| format!("`{text}` is not a tracing filter: {error}"))
+            })
+            .unwrap_or_else(|| Targets::new().with_default(Level::INFO)),
         json: settings.parse("log_format", |text| match text {
             "json" => Ok(true),
             "pretty" => Ok(false),

@@ -18,6 +18,8 @@ use std::{
     time::Duration,
 };
 
+use tracing_subscriber::filter::Targets;
+
 pub use load::{MOUNTED_STORE, Machine, SANDBOX_SERVER, SECRETS, SETTINGS, load};
 
 use self::{
@@ -100,7 +102,7 @@ pub struct Callback {
 
 #[derive(Debug, Clone)]
 pub struct Log {
-    pub filter: String,
+    pub filter: Targets,
     /// `None`: pretty on a terminal, JSON off it.
     pub json: Option<bool>,
 }
