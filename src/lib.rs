@@ -15,6 +15,7 @@
 //! * [`event`]: the one vocabulary every module speaks about what happened.
 //! * [`log`]: lines to stderr that never block.
 //! * [`state`]: what is in a snapshot and how it gets there and back.
+//! * [`store`]: a directory of immutable objects that may hang or vanish.
 #![deny(unsafe_op_in_unsafe_fn)]
 #![deny(unsafe_code)]
 
@@ -22,3 +23,4 @@ pub mod config;
 pub mod event;
 pub mod log;
 pub mod state;
+pub mod store;

@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
 /// One commit: the `seq`th of a generation. Generations are ULIDs, so they sort by the time of their boot.
@@ -58,8 +59,56 @@ impl<'de> Deserialize<'de> for CommitId {
 /// that root as raw bytes. A root itself is its bare name. Never empty, absolute, or with `.`/`..` parts.
 pub type TreePath = Vec<u8>;
 
-/// BLAKE3 of a chunk's plain bytes.
-pub type Hash = blake3::Hash;
+/// SHA-256 of a chunk's plain bytes: in hardware on any machine worth running on, and in every language's
+/// standard library, so that a store can be read and checked without moltinit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Hash([u8; 32]);
+
+impl Hash {
+    pub fn of(bytes: &[u8]) -> Hash {
+        Hash(Sha256::digest(bytes).into())
+    }
+
+    pub fn from_bytes(bytes: [u8; 32]) -> Hash {
+        Hash(bytes)
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A chunk hash that is not 64 hexadecimal digits.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a SHA-256 in hexadecimal")]
+pub struct BadHash(String);
+
+impl FromStr for Hash {
+    type Err = BadHash;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || BadHash(text.to_owned());
+        let digits: &[u8; 64] = text.as_bytes().try_into().map_err(|_| bad())?;
+        let mut hash = [0; 32];
+        for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+            let digit = |d: u8| char::from(d).to_digit(16).ok_or_else(bad);
+            *byte = u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).map_err(|_| bad())?;
+        }
+        Ok(Hash(hash))
+    }
+}
 
 /// Where a chunk's bytes are: `len` stored bytes at `offset` of the object of `commit`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,14 +194,18 @@ pub enum Reason {
     Final,
     /// A plain backup was taken over.
     Import,
+    /// Nothing changed: live chunks of many small objects were gathered into one.
+    Compact,
 }
 
 /// What is said about a commit, in its object and in `snapshot list`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
     pub id: CommitId,
-    /// The commit this one follows; for the first of a generation the one that was restored.
+    /// The commit this one follows; for the first of a generation its `base`.
     pub parent: Option<CommitId>,
+    /// What its generation began from: the commit that was restored, or none for an empty boot.
+    pub base: Option<CommitId>,
     /// When the capture began.
     pub time: jiff::Timestamp,
     pub reason: Reason,
@@ -162,6 +215,9 @@ pub struct Meta {
     /// Totals of the whole tree, not of the change.
     pub files: u64,
     pub bytes: u64,
+    /// Why this commit looks like a loss, e.g. most of the state is gone. The one before it is kept for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspicious: Option<String>,
     /// What of the tree could not be read or captured as it should, by name; an older copy is kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

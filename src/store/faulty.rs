@@ -1,0 +1,123 @@
+//! A store that fails on demand, for tests of its users.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    sync::{Arc, Condvar, Mutex},
+    time::Duration,
+};
+
+use super::{Backend, Expect, Item, Patience, Store, StoreError, directory::Directory};
+
+/// What every call does from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    /// Blocks until the fault is another one.
+    Hang,
+    /// Fails with this errno.
+    Errno(i32),
+    /// `put` leaves this many bytes behind and fails with EIO; other calls work.
+    CutPut(u64),
+}
+
+/// The switch of a faulty store.
+#[derive(Clone)]
+pub struct Faults(Arc<(Mutex<Fault>, Condvar)>);
+
+impl Faults {
+    pub fn set(&self, fault: Fault) {
+        *self.0.0.lock().unwrap() = fault;
+        self.0.1.notify_all();
+    }
+
+    fn suffer(&self, what: &'static str, path: &Path) -> Result<Fault, StoreError> {
+        let fault = self
+            .0
+            .1
+            .wait_while(self.0.0.lock().unwrap(), |fault| *fault == Fault::Hang)
+            .unwrap();
+        match *fault {
+            Fault::Errno(errno) => Err(StoreError::from_io(
+                what,
+                path.to_owned(),
+                io::Error::from_raw_os_error(errno),
+            )),
+            fault => Ok(fault),
+        }
+    }
+}
+
+/// A store on a plain directory, with a deadline of 100 ms a call, and its switch.
+pub fn store(dir: &Path) -> (Store, Faults) {
+    let faults = Faults(Arc::new((Mutex::new(Fault::None), Condvar::new())));
+    let backend = Faulty {
+        inner: Directory::new(dir.to_owned(), Expect::Directory),
+        dir: dir.to_owned(),
+        faults: faults.clone(),
+    };
+    let patience = Patience {
+        call: Duration::from_millis(100),
+        per_mib: Duration::from_secs(1),
+    };
+    (Store::with(dir, patience, backend), faults)
+}
+
+struct Faulty {
+    inner: Directory,
+    dir: std::path::PathBuf,
+    faults: Faults,
+}
+
+impl Backend for Faulty {
+    fn check(&self) -> Result<(), StoreError> {
+        self.faults.suffer("checking", &self.dir)?;
+        self.inner.check()
+    }
+
+    fn list(&self, dir: &str) -> Result<Vec<Item>, StoreError> {
+        self.faults.suffer("listing", &self.dir)?;
+        self.inner.list(dir)
+    }
+
+    fn put(&self, name: &str, body: &File, len: u64) -> Result<(), StoreError> {
+        match self.faults.suffer("writing", &self.dir.join(name))? {
+            Fault::CutPut(cut) => {
+                self.inner.put(name, body, len)?;
+                let path = self.dir.join(name);
+                let cut = fs::OpenOptions::new()
+                    .write(true)
+                    .open(&path)
+                    .and_then(|f| f.set_len(cut));
+                cut.expect("the faulty store cuts its own object");
+                Err(StoreError::from_io(
+                    "writing",
+                    path,
+                    io::Error::from_raw_os_error(nix::libc::EIO),
+                ))
+            }
+            _ => self.inner.put(name, body, len),
+        }
+    }
+
+    fn open(&self, name: &str) -> Result<(File, u64), StoreError> {
+        self.faults.suffer("opening", &self.dir.join(name))?;
+        self.inner.open(name)
+    }
+
+    fn read(&self, name: &str, file: &File, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
+        self.faults.suffer("reading", &self.dir.join(name))?;
+        self.inner.read(name, file, offset, len)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StoreError> {
+        self.faults.suffer("deleting", &self.dir.join(name))?;
+        self.inner.delete(name)
+    }
+
+    fn delete_dir(&self, name: &str) -> Result<(), StoreError> {
+        self.faults.suffer("removing", &self.dir.join(name))?;
+        self.inner.delete_dir(name)
+    }
+}

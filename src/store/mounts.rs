@@ -1,0 +1,113 @@
+//! Which mount a path is on, as the kernel sees it, without asking the file system behind the mount.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::{fd::AsRawFd, unix::ffi::OsStringExt},
+    path::{Path, PathBuf},
+};
+
+/// One line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    pub id: u64,
+    pub point: PathBuf,
+    pub fstype: String,
+    pub source: String,
+}
+
+impl Mount {
+    /// Whether each call is a request to a user-space server, such as s3fs.
+    pub fn is_fuse(&self) -> bool {
+        self.fstype == "fuse" || self.fstype.starts_with("fuse.")
+    }
+}
+
+/// The mount that `path` is on. Opening with `O_PATH` walks to the path and no further, so on the mount's own
+/// root nothing is asked of its server; below it, the server is asked and may hang.
+pub fn covering(path: &Path) -> io::Result<Mount> {
+    use nix::fcntl::{OFlag, open};
+    let fd = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
+    of(&fd)
+}
+
+/// The mount that an open file is on.
+pub fn of(fd: &impl AsRawFd) -> io::Result<Mount> {
+    let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let id = mount_id(&fdinfo).ok_or_else(|| io::Error::other("no mnt_id in /proc/self/fdinfo"))?;
+    // Read as bytes: a mount point somewhere on the machine need not be UTF-8.
+    parse(&fs::read("/proc/self/mountinfo")?)
+        .into_iter()
+        .find(|mount| mount.id == id)
+        .ok_or_else(|| io::Error::other("its mount is detached, or of another namespace"))
+}
+
+fn mount_id(fdinfo: &str) -> Option<u64> {
+    let line = fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
+    line.trim().parse().ok()
+}
+
+/// Every well-formed line of a mountinfo file, in its order: a later mount on the same point hides an earlier one.
+pub fn parse(mountinfo: &[u8]) -> Vec<Mount> {
+    mountinfo.split(|&b| b == b'\n').filter_map(parse_line).collect()
+}
+
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|&b| b == b' ');
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let point = unescape(fields.nth(3)?);
+    // A varying number of optional fields ends with a lone hyphen.
+    fields.find(|&field| field == b"-")?;
+    let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
+    Some(Mount {
+        id,
+        point: PathBuf::from(OsString::from_vec(point)),
+        fstype: text(fields.next()?),
+        source: text(fields.next()?),
+    })
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits after a backslash.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = (first == b'\\').then(|| tail.get(..3)).flatten();
+        match octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()) {
+            Some(byte) => {
+                plain.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                plain.push(first);
+                rest = tail;
+            }
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_optional_fields_and_escapes() {
+        let text = b"36 35 98:0 / / rw shared:1 - ext4 /dev/root rw\n\
+            77 36 0:57 / /mnt/my\\040bucket rw,nosuid shared:2 master:1 - fuse.s3fs s3fs rw\nrubbish\n\n";
+        let mounts = parse(text);
+        assert_eq!(mounts.len(), 2);
+        assert_eq!(mounts[1].point, Path::new("/mnt/my bucket"));
+        assert_eq!((mounts[1].id, mounts[1].is_fuse()), (77, true));
+        assert!(!mounts[0].is_fuse());
+    }
+
+    #[test]
+    fn the_mount_of_proc_is_proc() {
+        let mount = covering(Path::new("/proc/self/task")).unwrap();
+        assert_eq!(
+            (mount.point.as_path(), mount.fstype.as_str()),
+            (Path::new("/proc"), "proc")
+        );
+    }
+}
