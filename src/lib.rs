@@ -11,16 +11,20 @@
 //!                                   +-- browser: local CDP port -> tunnel -> upstream
 //! ```
 //!
+//! * [`cli`]: the command line, one file a subcommand.
 //! * [`config`]: environment and file into one checked `Config`; secrets that cannot be printed.
 //! * [`event`]: the one vocabulary every module speaks about what happened.
 //! * [`log`]: lines to stderr that never block.
+//! * [`pid1`]: reaper, spawner, and `exec`; the only unsafe code.
 //! * [`state`]: what is in a snapshot and how it gets there and back.
 //! * [`store`]: a directory of immutable objects that may hang or vanish.
 #![deny(unsafe_op_in_unsafe_fn)]
 #![deny(unsafe_code)]
 
+pub mod cli;
 pub mod config;
 pub mod event;
 pub mod log;
+pub mod pid1;
 pub mod state;
 pub mod store;

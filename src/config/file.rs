@@ -5,8 +5,9 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
 use toml::{Table, Value};
+
+use crate::pid1::signals;
 
 use super::{
     env::Problem,
@@ -283,16 +284,7 @@ fn read_crash_loop(from: &mut Reader<'_>, crash_loop: &mut CrashLoop) {
 }
 
 fn read_stop(from: &mut Reader<'_>, stop: &mut Stop) {
-    if let Some(signal) = from.parse("signal", |found| {
-        let text = text(found)?;
-        let name = if text.starts_with("SIG") {
-            text.clone()
-        } else {
-            format!("SIG{text}")
-        };
-        name.parse::<Signal>()
-            .map_err(|_| format!("`{text}` is not a signal; write it like TERM or INT"))
-    }) {
+    if let Some(signal) = from.parse("signal", |found| signals::parse(&text(found)?)) {
         stop.signal = signal;
     }
     if let Some(timeout) = from.duration("timeout") {

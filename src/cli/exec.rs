@@ -1,0 +1,57 @@
+//! `moltinit exec`: PID 1's duties for one command.
+
+use std::ffi::OsString;
+
+use clap::Args;
+use nix::sys::signal::Signal;
+
+use crate::pid1::{exec, signals};
+
+/// Run one command with PID 1's duties only, as tini and dumb-init do.
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Send signals to the command only, not to its process group
+    #[arg(short = 'c', long)]
+    single_child: bool,
+    /// Forward signal TO where FROM comes; a TO of 0 drops it
+    #[arg(short, long, value_name = "FROM:TO", value_parser = signals::parse_rewrite)]
+    rewrite: Vec<(Signal, Option<Signal>)>,
+    /// Exit 0 where the command exits with CODE
+    #[arg(short = 'e', long, value_name = "CODE", value_parser = clap::value_parser!(u8))]
+    remap_exit: Vec<u8>,
+    /// Ask for SIGNAL when the parent of this process dies
+    #[arg(short, long, value_name = "SIGNAL", value_parser = signals::parse)]
+    pdeathsig: Option<Signal>,
+    /// Reap orphans although this is not PID 1
+    #[arg(short, long)]
+    subreaper: bool,
+    /// Say which orphans were reaped
+    #[arg(short, long)]
+    warn_on_reap: bool,
+    /// Say what happens
+    #[arg(short, long)]
+    verbose: bool,
+    /// The command and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    command: Vec<OsString>,
+}
+
+impl Exec {
+    pub fn run(self) -> i32 {
+        let options = exec::Options {
+            single_child: self.single_child,
+            rewrite: self.rewrite,
+            remap: self.remap_exit.into_iter().map(i32::from).collect(),
+            pdeathsig: self.pdeathsig,
+            subreaper: self.subreaper,
+            warn_on_reap: self.warn_on_reap,
+            verbose: self.verbose,
+        };
+        exec::exec(&options, self.command)
+    }
+}
