@@ -110,6 +110,20 @@ impl FromStr for Hash {
     }
 }
 
+impl Serialize for Hash {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hash {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
 /// Where a chunk's bytes are: `len` stored bytes at `offset` of the object of `commit`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location {
@@ -129,7 +143,7 @@ pub struct Chunk {
 
 /// A run of a file's bytes: `len` bytes from `from` within the plain bytes of a chunk, or a hole of zeros.
 /// A file's content is its extents one after the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Extent {
     Data { chunk: Hash, from: u32, len: u32 },
     Hole { len: u64 },

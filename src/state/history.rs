@@ -1,0 +1,274 @@
+//! The commits that are in a store: which there are, which of them to follow, reading one, adding one.
+//!
+//! Objects are `<instance>/v1/<generation>/<group>/<seq>.seg`, a generation's directory being its ULID, followed by
+//! `.from.` and its base if it has one; a group is a hundred commits, so that no listing is long.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+use serde::Serialize;
+use ulid::Ulid;
+
+use super::{
+    check,
+    crypt::Key,
+    head::Head,
+    lineage::{self, Generations, Stretch},
+    model::{CommitId, Meta, Tree},
+    segment::{Damage, Info, Opened, Segment, reader::ReadError},
+};
+use crate::store::{Item, Object, Store, StoreError};
+
+const GROUP: u64 = 100;
+const FROM: &str = ".from.";
+
+/// An instance's part of a store. Cheap to clone; clones share what is known of it.
+#[derive(Clone)]
+pub struct History {
+    store: Store,
+    dir: String,
+    key: Option<Key>,
+    generations: Arc<Mutex<Generations>>,
+}
+
+/// The generation that this process writes.
+#[derive(Debug)]
+pub struct Generation {
+    id: Ulid,
+    base: Option<CommitId>,
+    seq: u64,
+}
+
+impl Generation {
+    pub fn id(&self) -> Ulid {
+        self.id
+    }
+
+    /// What it began from, for [`Meta::base`].
+    pub fn base(&self) -> Option<CommitId> {
+        self.base
+    }
+
+    /// The id of the next commit. An id is given out once, whatever becomes of its commit: a put that failed may
+    /// still appear.
+    pub fn next_id(&mut self) -> CommitId {
+        self.seq += 1;
+        CommitId {
+            generation: self.id,
+            seq: self.seq,
+        }
+    }
+}
+
+/// A commit in a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    #[serde(flatten)]
+    pub meta: Meta,
+    /// Bytes of its object.
+    pub size: u64,
+    /// On the line that a boot follows, not on a branch.
+    pub on_line: bool,
+}
+
+/// An object that is no commit, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    pub object: String,
+    pub why: String,
+}
+
+impl History {
+    /// Looks which generations there are.
+    pub fn open(store: Store, instance: &str, key: Option<Key>) -> Result<History, StoreError> {
+        let history = History {
+            store,
+            dir: format!("{instance}/v1"),
+            key,
+            generations: Arc::default(),
+        };
+        history.refresh()?;
+        Ok(history)
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub fn key(&self) -> Option<&Key> {
+        self.key.as_ref()
+    }
+
+    /// Looks again which generations there are.
+    pub fn refresh(&self) -> Result<(), StoreError> {
+        let items = self.store.list(&self.dir)?;
+        let found = items
+            .iter()
+            .filter(|item| item.is_dir)
+            .filter_map(|item| parse_dir(&item.name));
+        self.lock().extend(found);
+        Ok(())
+    }
+
+    pub fn generations(&self) -> Generations {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Generations> {
+        self.generations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The line that a boot follows, newest first.
+    pub fn line(&self) -> Vec<Stretch> {
+        lineage::line(&self.lock())
+    }
+
+    /// The commits along the line, newest first, without having looked into them.
+    pub fn restorable(&self) -> Result<Vec<CommitId>, StoreError> {
+        let mut found = Vec::new();
+        for stretch in self.line() {
+            let commits = self.commits(stretch.generation)?;
+            found.extend(commits.into_iter().rev().filter(|id| stretch.contains(*id)));
+        }
+        Ok(found)
+    }
+
+    /// The commits of a generation by the names of their objects, oldest first.
+    pub fn commits(&self, generation: Ulid) -> Result<Vec<CommitId>, StoreError> {
+        let Some(dir) = self.generation_dir(generation) else {
+            return Ok(Vec::new());
+        };
+        let mut found = Vec::new();
+        for group in self.store.list(&dir)?.iter().filter(|item| item.is_dir) {
+            let items = self.store.list(&format!("{dir}/{}", group.name))?;
+            let seqs = items.iter().filter_map(|item| parse_object(&group.name, item));
+            found.extend(seqs.map(|seq| CommitId { generation, seq }));
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// The name of a commit's object, if its generation is known.
+    pub fn object(&self, id: CommitId) -> Option<String> {
+        let dir = self.generation_dir(id.generation)?;
+        Some(format!("{dir}/{:06}/{:08}.seg", id.seq / GROUP, id.seq))
+    }
+
+    fn generation_dir(&self, generation: Ulid) -> Option<String> {
+        let base = *self.lock().get(&generation)?;
+        let from = base.map(|base| format!("{FROM}{base}")).unwrap_or_default();
+        Some(format!("{}/{generation}{from}", self.dir))
+    }
+
+    /// Opens the object of a commit that should be there.
+    pub fn get(&self, id: CommitId) -> Result<Object, ReadError> {
+        let name = self
+            .object(id)
+            .ok_or_else(|| ReadError::damaged(&id.to_string(), Damage::Missing))?;
+        self.store.get(&name).map_err(|error| ReadError::of_known(&name, error))
+    }
+
+    /// What a commit says about itself.
+    pub fn info(&self, id: CommitId) -> Result<(Info, u64), ReadError> {
+        let opened = self.opened(id)?;
+        Ok((opened.info.clone(), opened.size()))
+    }
+
+    pub(super) fn opened(&self, id: CommitId) -> Result<Opened<'_>, ReadError> {
+        Opened::open(self.get(id)?, id, self.key.as_ref())
+    }
+
+    /// Reads the tree of a commit, checked to be one that can be put on a disk.
+    pub fn load(&self, id: CommitId) -> Result<Head, ReadError> {
+        let opened = self.opened(id)?;
+        let (base, mut chunks) = match opened.info.checkpoint {
+            None => (Tree::new(), Vec::new()),
+            Some(checkpoint) => {
+                let checkpoint = self.opened(checkpoint)?;
+                if checkpoint.info.checkpoint.is_some() {
+                    let damage = Damage::Malformed("its checkpoint is a delta".to_owned());
+                    return Err(ReadError::damaged(&id.to_string(), damage));
+                }
+                checkpoint.tree(Tree::new())?
+            }
+        };
+        let (tree, more) = opened.tree(base)?;
+        chunks.extend(more);
+        let known: std::collections::HashMap<_, _> = chunks.iter().map(|chunk| (chunk.hash, chunk.raw_len)).collect();
+        check::tree(&tree, &|hash| known.get(hash).copied())
+            .map_err(|bad| ReadError::damaged(&id.to_string(), bad.into()))?;
+        let mut sources = opened.info.sources.clone();
+        sources[0].size = opened.size();
+        Ok(Head::loaded(id, tree, chunks, &sources))
+    }
+
+    /// Starts the generation of this boot. Nothing is written before its first commit.
+    pub fn begin(&self, proposed: Ulid, base: Option<CommitId>) -> Generation {
+        let mut generations = self.lock();
+        let id = lineage::above(&generations, proposed);
+        generations.insert(id, base);
+        Generation { id, base, seq: 0 }
+    }
+
+    /// Puts a segment into the store; returns when it is there for good. After an error drop the segment and make
+    /// the next with a new id: this one's object may yet appear, and may be whole or not.
+    pub fn commit(&self, segment: &Segment) -> Result<(), StoreError> {
+        let name = self.object(segment.id());
+        let name = name.expect("a segment is of a generation that was begun");
+        self.store.put(&name, &segment.file, segment.len)
+    }
+
+    /// Every commit, oldest first, and every object that is none.
+    pub fn list(&self) -> Result<(Vec<Listed>, Vec<Problem>), ReadError> {
+        self.refresh()?;
+        let line = self.line();
+        let (mut found, mut problems) = (Vec::new(), Vec::new());
+        for generation in self.generations().into_keys() {
+            for id in self.commits(generation)? {
+                match self.info(id) {
+                    Ok((info, size)) => found.push(Listed {
+                        meta: info.meta,
+                        size,
+                        on_line: line.iter().any(|stretch| stretch.contains(id)),
+                    }),
+                    Err(ReadError::Damaged { object, damage }) => problems.push(Problem {
+                        object,
+                        why: damage.to_string(),
+                    }),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        found.sort_by_key(|listed| (listed.meta.time, listed.meta.id));
+        Ok((found, problems))
+    }
+
+    /// The newest commit of the line that was made at `time` or before.
+    pub fn at(&self, time: Timestamp) -> Result<Option<CommitId>, ReadError> {
+        for id in self.restorable()? {
+            match self.info(id) {
+                Ok((info, _)) if info.meta.time <= time => return Ok(Some(id)),
+                Ok(_) | Err(ReadError::Damaged { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn parse_dir(name: &str) -> Option<(Ulid, Option<CommitId>)> {
+    match name.split_once(FROM) {
+        None => Some((name.parse().ok()?, None)),
+        Some((generation, base)) => Some((generation.parse().ok()?, Some(base.parse().ok()?))),
+    }
+}
+
+/// The number in the name of an object, if the name is one that [`History::object`] gives.
+fn parse_object(group: &str, item: &Item) -> Option<u64> {
+    let stem = item.name.strip_suffix(".seg").filter(|_| !item.is_dir)?;
+    let seq = stem.parse().ok()?;
+    (Path::new(group).join(stem) == Path::new(&format!("{:06}/{seq:08}", seq / GROUP))).then_some(seq)
+}

@@ -1,0 +1,139 @@
+//! Finding the newest commit that is sound, and putting it in place: what a boot does with a store.
+
+use std::{
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use super::{
+    head::Head,
+    history::History,
+    lineage,
+    model::CommitId,
+    restore::{self, Placed, Progress, RestoreError},
+    segment::{Damage, reader::ReadError},
+};
+use crate::store::StoreError;
+
+/// An object that the mount fails to read is read again this often before it counts as damaged.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A commit that was passed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Passed {
+    pub id: CommitId,
+    pub why: String,
+}
+
+/// What a boot found.
+#[derive(Debug)]
+pub enum Recovered {
+    /// State is in place.
+    Restored {
+        head: Head,
+        placed: Placed,
+        /// Newer commits that could not be used. Not empty means that the restore is degraded.
+        passed: Vec<Passed>,
+    },
+    /// The listing succeeded and no commit was ever finished here. Nothing was touched.
+    Empty { passed: Vec<Passed> },
+}
+
+/// Nothing was put in place; state on disk is as it was. None of these is an empty store.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// Whether there is a history is not known. Worth trying again.
+    #[error("the store cannot be read, so what it holds is not known: {0}")]
+    Unknown(StoreError),
+    #[error(transparent)]
+    Key(ReadError),
+    #[error("none of the {} commits can be restored; the newest: {}", passed.len(), passed.first().map_or("", |p| &p.why))]
+    Exhausted { passed: Vec<Passed> },
+    #[error(transparent)]
+    Local(RestoreError),
+}
+
+/// Restores the newest sound commit of the line into `targets`. Goes back commit by commit where one is damaged,
+/// and only then: a store that does not answer is no reason to take older state.
+pub fn recover(
+    history: &History,
+    targets: &[(String, PathBuf)],
+    work: &Path,
+    progress: &Progress,
+) -> Result<Recovered, RecoverError> {
+    let mut generations = history.generations();
+    let mut passed: Vec<Passed> = Vec::new();
+    let mut torn_only = true;
+    while let Some(tip) = lineage::line(&generations).first().map(|stretch| stretch.generation) {
+        let mut tip_committed = false;
+        for stretch in lineage::line(&generations) {
+            let commits = history.commits(stretch.generation).map_err(RecoverError::Unknown)?;
+            for id in commits.into_iter().rev().filter(|id| stretch.contains(*id)) {
+                match attempt(history, id, targets, work, progress)? {
+                    Ok((head, placed)) => return Ok(Recovered::Restored { head, placed, passed }),
+                    Err((why, damage)) => {
+                        let torn = damage == Some(Damage::Torn);
+                        torn_only &= torn;
+                        tip_committed |= !torn;
+                        passed.push(Passed { id, why });
+                    }
+                }
+            }
+            if stretch.generation == tip && !tip_committed {
+                break;
+            }
+        }
+        if tip_committed {
+            break;
+        }
+        // A boot that never finished a commit is not what was restored from last.
+        generations.remove(&tip);
+    }
+    // A commit counts once its object is whole, so where all are torn there never was one.
+    if torn_only {
+        Ok(Recovered::Empty { passed })
+    } else {
+        Err(RecoverError::Exhausted { passed })
+    }
+}
+
+/// A restore that worked, or why this commit cannot be used.
+type Attempt = Result<(Head, Placed), (String, Option<Damage>)>;
+
+fn attempt(
+    history: &History,
+    id: CommitId,
+    targets: &[(String, PathBuf)],
+    work: &Path,
+    progress: &Progress,
+) -> Result<Attempt, RecoverError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let result = history.load(id).map_err(RestoreError::Read).and_then(|head| {
+            let placed = restore::restore(history, &head, targets, work, progress)?;
+            Ok((head, placed))
+        });
+        let error = match result {
+            Ok(done) => return Ok(Ok(done)),
+            Err(error) => error,
+        };
+        match error {
+            RestoreError::Read(ReadError::Damaged { object, damage }) => {
+                // Torn is the commit only if its own object is.
+                let own = history.object(id).is_some_and(|own| own == object);
+                return Ok(Err((format!("{object}: {damage}"), Some(damage).filter(|_| own))));
+            }
+            // A bad sector looks like this for good, a bad moment of the network does not.
+            RestoreError::Read(ReadError::Store(error @ StoreError::Io { .. })) if tries == ATTEMPTS => {
+                return Ok(Err((error.to_string(), None)));
+            }
+            RestoreError::Read(ReadError::Store(StoreError::Io { .. })) => thread::sleep(PAUSE),
+            RestoreError::Read(ReadError::Store(error)) => return Err(RecoverError::Unknown(error)),
+            RestoreError::Read(error) => return Err(RecoverError::Key(error)),
+            local => return Err(RecoverError::Local(local)),
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Putting a commit's tree on the disk.
+//!
+//! Chunks are read in large ranges by a few threads, checked against their hashes and written into staging
+//! directories beside the targets. Only when all of it is there do the staged trees take the targets' places
+//! ([`swap`]); what was there moves aside, to a dated sibling.
+
+mod plan;
+mod stage;
+mod swap;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use jiff::Timestamp;
+
+use self::{
+    plan::{Plan, Read, is_sidecar},
+    stage::{Stage, below},
+    swap::Move,
+};
+use super::{
+    check,
+    head::Head,
+    history::History,
+    model::{CommitId, Entry},
+    segment::{
+        Damage,
+        reader::{self, ReadError},
+    },
+};
+use crate::store::{Object, mounts};
+pub use swap::resume;
+
+/// Reads in flight: enough to hide the latency of a bucket.
+const READERS: usize = 6;
+
+/// Why a restore did not happen. The targets are as they were.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("{what} {}: {source}", path.display())]
+    Local {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{} is not empty; name a directory that is empty or does not exist", .0.display())]
+    NotEmpty(PathBuf),
+    #[error("{} is inside of {}; state and workspace have to be apart, or one root", .0.display(), .1.display())]
+    Nested(PathBuf, PathBuf),
+}
+
+impl RestoreError {
+    fn local(what: &'static str, path: &Path, source: io::Error) -> RestoreError {
+        RestoreError::Local {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// How far a restore is, in plain bytes of chunks. Written by the restore, read by whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    pub done: AtomicU64,
+    pub total: AtomicU64,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    pub commit: Option<CommitId>,
+    pub files: u64,
+    pub bytes: u64,
+    /// Where state went that was there before.
+    pub aside: Vec<PathBuf>,
+    /// Roots of the snapshot that no target was named for; nothing of them was written.
+    pub unplaced: Vec<String>,
+}
+
+/// Puts the tree of `head` in place of the directories in `targets`, each named with the root that goes there.
+///
+/// `work` is a local directory of ours, the same at every boot, for the journal of the last step. A target whose
+/// root is not in the snapshot is left alone.
+pub fn restore(
+    history: &History,
+    head: &Head,
+    targets: &[(String, PathBuf)],
+    work: &Path,
+    progress: &Progress,
+) -> Result<Placed, RestoreError> {
+    resume(work)?;
+    let date = Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+    let mut moves = BTreeMap::new();
+    for (root, target) in targets
+        .iter()
+        .filter(|(root, _)| head.tree().contains_key(root.as_bytes()))
+    {
+        moves.insert(root.as_str(), place(target, &date)?);
+    }
+    for a in moves.values() {
+        if let Some(b) = moves
+            .values()
+            .find(|b| a.target != b.target && b.target.starts_with(&a.target))
+        {
+            return Err(RestoreError::Nested(b.target.clone(), a.target.clone()));
+        }
+    }
+    let staged = moves
+        .iter()
+        .map(|(root, step)| (*root, step.staged.as_path()))
+        .collect();
+    let unplaced = stage_all(history, head, &staged, progress)?;
+    let aside = swap::swap(head.id(), moves.into_values().collect(), work)?;
+    let (files, bytes) = head.totals();
+    Ok(Placed {
+        commit: head.id(),
+        files,
+        bytes,
+        aside,
+        unplaced,
+    })
+}
+
+/// Writes every root of the tree as a directory into `dir`, which is empty or does not exist.
+pub fn restore_into_empty_dir(
+    history: &History,
+    head: &Head,
+    dir: &Path,
+    progress: &Progress,
+) -> Result<Placed, RestoreError> {
+    fs::create_dir_all(dir).map_err(|source| RestoreError::local("making", dir, source))?;
+    let mut present = fs::read_dir(dir).map_err(|source| RestoreError::local("reading", dir, source))?;
+    if present.next().is_some() {
+        return Err(RestoreError::NotEmpty(dir.to_owned()));
+    }
+    let roots = head.tree().keys().filter(|path| below(path).is_none());
+    let roots: Vec<(String, PathBuf)> = roots
+        .map(|root| String::from_utf8_lossy(root).into_owned())
+        .map(|root| (root.clone(), dir.join(root)))
+        .collect();
+    let work = dir.join(".moltinit-restore");
+    let placed = restore(history, head, &roots, &work, progress);
+    let cleared = fs::remove_dir_all(&work);
+    let placed = placed?;
+    match cleared {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RestoreError::local("removing", &work, error)),
+        _ => Ok(placed),
+    }
+}
+
+/// Where a target's tree is staged and where what is there goes: beside it, or inside where it is a mount point,
+/// since both have to be on its file system. Clears away what an earlier restore left staged.
+fn place(target: &Path, date: &str) -> Result<Move, RestoreError> {
+    let find = || {
+        // A link stands for what it leads to: that is where the state is to be.
+        let target = match fs::canonicalize(target) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => target.to_owned(),
+            other => other?,
+        };
+        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+            return Err(io::Error::other("the root directory cannot hold state"));
+        };
+        fs::create_dir_all(parent)?;
+        let is_mount = mounts::covering(&target).is_ok_and(|mount| mount.point == target);
+        let (dir, name) = if is_mount {
+            (target.as_path(), "".into())
+        } else {
+            (parent, name.to_string_lossy())
+        };
+        let staged = dir.join(format!("{STAGED}{name}"));
+        match fs::remove_dir_all(&staged) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let aside = |n: u32| match n {
+            1 => dir.join(format!("{name}{ASIDE}{date}")),
+            n => dir.join(format!("{name}{ASIDE}{date}-{n}")),
+        };
+        let aside = (1..).map(aside).find(|path| fs::symlink_metadata(path).is_err());
+        Ok(Move {
+            staged,
+            aside: aside.expect("there are more numbers than directories"),
+            target,
+        })
+    };
+    find().map_err(|source| RestoreError::local("preparing to restore", target, source))
+}
+
+/// Start of the name of a staging directory, which is nobody's state.
+pub const STAGED: &str = ".moltinit-restoring-";
+/// Between a directory's name and the date on which a restore moved it aside.
+pub const ASIDE: &str = ".before-restore-";
+
+/// Stages the roots that have a place. Clears away everything again if one fails.
+fn stage_all(
+    history: &History,
+    head: &Head,
+    places: &BTreeMap<&str, &Path>,
+    progress: &Progress,
+) -> Result<Vec<String>, RestoreError> {
+    let mut stages: BTreeMap<&[u8], Stage> = BTreeMap::new();
+    let result = places
+        .iter()
+        .try_for_each(|(root, path)| {
+            stages.insert(root.as_bytes(), Stage::create(path)?);
+            Ok(())
+        })
+        .and_then(|()| fill(history, head, &stages, progress));
+    if result.is_err() {
+        for path in places.values() {
+            // The error that led here is what matters; the next restore clears what is left.
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+    result?;
+    let roots = head
+        .tree()
+        .keys()
+        .filter(|path| below(path).is_none() && !stages.contains_key(path.as_slice()));
+    Ok(roots.map(|root| String::from_utf8_lossy(root).into_owned()).collect())
+}
+
+/// A name of the tree, and where it is staged.
+struct Item<'a> {
+    stage: &'a Stage,
+    /// Below the root; empty for the root.
+    path: &'a [u8],
+    entry: &'a Entry,
+}
+
+fn fill(
+    history: &History,
+    head: &Head,
+    stages: &BTreeMap<&[u8], Stage>,
+    progress: &Progress,
+) -> Result<(), RestoreError> {
+    let items: Vec<Option<Item>> = head
+        .tree()
+        .iter()
+        .map(|(path, entry)| {
+            let stage = stages.get(check::root(path))?;
+            (!is_sidecar(head.tree(), path, entry)).then(|| Item {
+                stage,
+                path: below(path).unwrap_or_default(),
+                entry,
+            })
+        })
+        .collect();
+    for item in items.iter().flatten().filter(|item| !item.path.is_empty()) {
+        item.stage.make(item.path, item.entry)?;
+    }
+    let plan = Plan::new(head, |place| items[place].is_some());
+    let total = plan.chunks.iter().map(|(chunk, _)| u64::from(chunk.raw_len)).sum();
+    progress.total.store(total, Ordering::Relaxed);
+    progress.done.store(0, Ordering::Relaxed);
+    write_chunks(history, &plan, &items, progress)?;
+    for item in items.iter().flatten() {
+        item.stage.link(item.path, item.entry)?;
+    }
+    // From the bottom up, as each step changes the time of the directory it is in.
+    for item in items.iter().flatten().rev() {
+        item.stage.finish(item.path, item.entry)?;
+    }
+    Ok(())
+}
+
+fn write_chunks(
+    history: &History,
+    plan: &Plan,
+    items: &[Option<Item>],
+    progress: &Progress,
+) -> Result<(), RestoreError> {
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(None);
+    let work = || {
+        let mut reader = ChunkReader {
+            history,
+            plan,
+            items,
+            progress,
+            object: None,
+            file: None,
+        };
+        while let Some(read) = plan.reads.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = reader.run(read) {
+                next.store(plan.reads.len(), Ordering::Relaxed);
+                failed
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .get_or_insert(error);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..READERS.min(plan.reads.len()) {
+            scope.spawn(work);
+        }
+    });
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// One thread's way through the plan.
+struct ChunkReader<'a> {
+    history: &'a History,
+    plan: &'a Plan,
+    items: &'a [Option<Item<'a>>],
+    progress: &'a Progress,
+    object: Option<(CommitId, Arc<Object>)>,
+    file: Option<(u32, fs::File)>,
+}
+
+impl ChunkReader<'_> {
+    fn run(&mut self, read: &Read) -> Result<(), RestoreError> {
+        let object = match &self.object {
+            Some((commit, object)) if *commit == read.commit => Arc::clone(object),
+            _ => Arc::new(self.history.get(read.commit)?),
+        };
+        self.object = Some((read.commit, Arc::clone(&object)));
+        let damaged = |damage| ReadError::damaged(object.name(), damage);
+        let bytes = object
+            .read(read.range.clone())
+            .map_err(|error| ReadError::of_known(object.name(), error))?;
+        for (chunk, uses) in &self.plan.chunks[read.chunks.clone()] {
+            let start = (chunk.at.offset - read.range.start) as usize;
+            let stored = bytes
+                .get(start..start + chunk.at.len as usize)
+                .ok_or_else(|| damaged(Damage::Chunk(chunk.hash)))?;
+            let plain = reader::chunk(stored, chunk, self.history.key()).map_err(damaged)?;
+            for target in uses {
+                let bytes = &plain[target.from as usize..][..target.len as usize];
+                self.write(target.file, target.at, bytes)?;
+            }
+            self.progress.done.fetch_add(plain.len() as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, file: u32, at: u64, bytes: &[u8]) -> Result<(), RestoreError> {
+        let Some(item) = &self.items[file as usize] else {
+            return Ok(());
+        };
+        let handle = match self.file.take() {
+            Some((open, handle)) if open == file => handle,
+            _ => item.stage.open(item.path)?,
+        };
+        let written = handle.write_all_at(bytes, at);
+        self.file = Some((file, handle));
+        let path = || item.stage.path().join(String::from_utf8_lossy(item.path).as_ref());
+        written.map_err(|source| RestoreError::local("writing", &path(), source))
+    }
+}

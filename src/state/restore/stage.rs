@@ -1,0 +1,180 @@
+//! Building a tree in a directory of our own, step by step from open directories, never through a symbolic link.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use nix::{
+    fcntl::{AtFlags, OFlag, openat},
+    sys::{
+        stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, mkdirat, utimensat},
+        time::TimeSpec,
+    },
+    unistd::{Gid, Uid, fchownat, geteuid, linkat, symlinkat},
+};
+
+use super::RestoreError;
+use crate::state::model::{Entry, Kind};
+
+/// A directory that is being filled.
+pub struct Stage {
+    path: PathBuf,
+    root: OwnedFd,
+    /// The directory last walked to: entries come in path order.
+    last: Mutex<Option<(Vec<u8>, OwnedFd)>>,
+}
+
+const DIR: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_CLOEXEC);
+
+impl Stage {
+    /// A new, empty, private directory at `path`.
+    pub fn create(path: &Path) -> Result<Stage, RestoreError> {
+        let make = || {
+            fs::DirBuilder::new().create(path)?;
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+            Ok(nix::fcntl::open(path, DIR, Mode::empty())?)
+        };
+        let root = make().map_err(|source: io::Error| RestoreError::local("making", path, source))?;
+        Ok(Stage {
+            path: path.to_owned(),
+            root,
+            last: Mutex::new(None),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a directory, or an empty file of the right length. `path` is below the stage's root.
+    pub fn make(&self, path: &[u8], entry: &Entry) -> Result<(), RestoreError> {
+        self.at("making", path, |dir, name| match &entry.kind {
+            Kind::Dir => Ok(mkdirat(dir, name, Mode::S_IRWXU)?),
+            Kind::File { len, .. } | Kind::Sqlite { len, .. } => {
+                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let file = File::from(openat(dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+                file.set_len(*len)
+            }
+            Kind::Symlink { .. } | Kind::HardLink { .. } => Ok(()),
+        })
+    }
+
+    /// Opens a file that was made, for writing.
+    pub fn open(&self, path: &[u8]) -> Result<File, RestoreError> {
+        self.at("opening", path, |dir, name| {
+            let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            Ok(File::from(openat(dir, name, flags, Mode::empty())?))
+        })
+    }
+
+    /// Makes a link. Only after every file has been written, so that none is written through one.
+    pub fn link(&self, path: &[u8], entry: &Entry) -> Result<(), RestoreError> {
+        match &entry.kind {
+            Kind::Symlink { target } => self.at("linking", path, |dir, name| {
+                Ok(symlinkat(OsStr::from_bytes(target), dir, name)?)
+            }),
+            Kind::HardLink { to } => {
+                let Some(to) = below(to) else {
+                    return Ok(());
+                };
+                let file = self.at("opening", to, |dir, name| {
+                    Ok(openat(
+                        dir,
+                        name,
+                        OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+                        Mode::empty(),
+                    )?)
+                })?;
+                let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+                self.at("linking", path, |dir, name| {
+                    let source = format!("/proc/self/fd/{fd}");
+                    Ok(linkat(
+                        &self.root,
+                        source.as_str(),
+                        dir,
+                        name,
+                        AtFlags::AT_SYMLINK_FOLLOW,
+                    )?)
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets owner (as root), mode and time. Of a directory only after everything in it is there.
+    pub fn finish(&self, path: &[u8], entry: &Entry) -> Result<(), RestoreError> {
+        if matches!(entry.kind, Kind::HardLink { .. }) {
+            return Ok(());
+        }
+        self.at("setting the attributes of", path, |dir, name| {
+            if geteuid().is_root() {
+                let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+                fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            }
+            if !matches!(entry.kind, Kind::Symlink { .. }) {
+                // What is here is ours and no link; following is what every kernel supports.
+                let mode = Mode::from_bits_truncate(entry.mode);
+                fchmodat(dir, name, mode, FchmodatFlags::FollowSymlink)?;
+            }
+            let (seconds, nanos) = (
+                entry.mtime_ns.div_euclid(1_000_000_000),
+                entry.mtime_ns.rem_euclid(1_000_000_000),
+            );
+            let mtime = TimeSpec::new(seconds, nanos);
+            Ok(utimensat(dir, name, &mtime, &mtime, UtimensatFlags::NoFollowSymlink)?)
+        })
+    }
+
+    /// Calls `act` with the open directory that `path` is in, and its last part. The root itself is `.` in itself.
+    fn at<T>(
+        &self,
+        what: &'static str,
+        path: &[u8],
+        act: impl FnOnce(&OwnedFd, &OsStr) -> io::Result<T>,
+    ) -> Result<T, RestoreError> {
+        let (parent, name) = match path.iter().rposition(|&b| b == b'/') {
+            _ if path.is_empty() => (&[][..], &b"."[..]),
+            Some(slash) => (&path[..slash], &path[slash + 1..]),
+            None => (&[][..], path),
+        };
+        let run = || {
+            let dir = self.walk(parent)?;
+            let done = act(&dir, OsStr::from_bytes(name))?;
+            *self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((parent.to_vec(), dir));
+            Ok(done)
+        };
+        run().map_err(|source| RestoreError::local(what, &self.path.join(OsStr::from_bytes(path)), source))
+    }
+
+    fn walk(&self, path: &[u8]) -> io::Result<OwnedFd> {
+        let last = self
+            .last
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
+        if let Some((_, dir)) = last.filter(|(at, _)| at == path) {
+            return Ok(dir);
+        }
+        let mut dir = self.root.try_clone()?;
+        for part in path.split(|&b| b == b'/').filter(|part| !part.is_empty()) {
+            dir = openat(dir.as_fd(), OsStr::from_bytes(part), DIR, Mode::empty())?;
+        }
+        Ok(dir)
+    }
+}
+
+/// A tree path's part below its root; nothing for the root itself.
+pub fn below(path: &[u8]) -> Option<&[u8]> {
+    path.iter().position(|&b| b == b'/').map(|slash| &path[slash + 1..])
+}

@@ -1,0 +1,407 @@
+//! Building a segment in a local spool file, so that the store sees nothing before it is whole.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+use zstd::bulk::Compressor;
+
+use super::{
+    CHUNK, INFO, Info, MAGIC, MAX_CHUNK, Source, TREE,
+    line::{Encoder, Line, Part, extents_of, reuse},
+    purpose,
+    trailer::Trailer,
+};
+use crate::state::{
+    check::{self, BadTree},
+    crypt::Key,
+    head::Head,
+    model::{Chunk, CommitId, Delta, Entry, Extent, Hash, Location, Meta, Reason, TreePath},
+};
+
+/// Plain bytes of a block of the tree.
+const BLOCK: usize = 256 << 10;
+
+/// Why a segment could not be built. Nothing of it is in the store.
+#[derive(Debug, thiserror::Error)]
+pub enum SegmentError {
+    #[error("the spool in {}: {source}; see that the disk has room and can be written", dir.display())]
+    Spool { dir: PathBuf, source: io::Error },
+    #[error("not a tree that can be restored: {0}")]
+    Tree(#[from] BadTree),
+}
+
+/// A segment that is whole in its spool file.
+#[derive(Debug)]
+pub struct Segment {
+    pub(in crate::state) meta: Meta,
+    pub(in crate::state) file: File,
+    pub(in crate::state) len: u64,
+    /// Stored bytes of the tree.
+    pub(in crate::state) tree_len: u64,
+    pub(in crate::state) checkpoint: bool,
+    pub(in crate::state) delta: Delta,
+    pub(in crate::state) chunks: HashMap<Hash, Chunk>,
+}
+
+impl Segment {
+    pub fn id(&self) -> CommitId {
+        self.meta.id
+    }
+
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Length of the object.
+    pub fn size(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it holds the whole tree, not only what changed.
+    pub fn is_checkpoint(&self) -> bool {
+        self.checkpoint
+    }
+}
+
+/// Takes chunks, then the tree.
+pub struct SegmentWriter<'a> {
+    head: &'a Head,
+    id: CommitId,
+    key: Option<&'a Key>,
+    dir: PathBuf,
+    out: Spool,
+    pack: Compressor<'static>,
+    chunks: HashMap<Hash, Chunk>,
+}
+
+struct Spool {
+    file: BufWriter<File>,
+    len: u64,
+    sum: Sha256,
+}
+
+impl Spool {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.sum.update(bytes);
+        self.len += bytes.len() as u64;
+        self.file.write_all(bytes)
+    }
+}
+
+/// A file without a name, that is gone when the process is.
+fn unlinked(dir: &Path) -> io::Result<File> {
+    fs::create_dir_all(dir)?;
+    let path = dir.join(format!("segment-{}", ulid::Ulid::generate()));
+    let open = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path);
+    open.inspect(|_| {
+        // If this fails the file stays behind under its name, and is found and removed by whoever cleans the spool.
+        let _ = fs::remove_file(&path);
+    })
+}
+
+impl<'a> SegmentWriter<'a> {
+    /// Starts the segment of commit `id`, to follow `head`, in an unlinked file in `spool`.
+    pub fn new(
+        head: &'a Head,
+        spool: &Path,
+        id: CommitId,
+        key: Option<&'a Key>,
+    ) -> Result<SegmentWriter<'a>, SegmentError> {
+        let fail = |source| SegmentError::Spool {
+            dir: spool.to_owned(),
+            source,
+        };
+        let file = BufWriter::with_capacity(256 << 10, unlinked(spool).map_err(fail)?);
+        let mut writer = SegmentWriter {
+            head,
+            id,
+            key,
+            dir: spool.to_owned(),
+            out: Spool {
+                file,
+                len: 0,
+                sum: Sha256::new(),
+            },
+            pack: Compressor::new(zstd::DEFAULT_COMPRESSION_LEVEL).map_err(fail)?,
+            chunks: HashMap::new(),
+        };
+        writer.out.write(&MAGIC).map_err(fail)?;
+        Ok(writer)
+    }
+
+    /// Whether a chunk is in the store or in this segment, so that it need not be put again.
+    pub fn contains(&self, hash: &Hash) -> bool {
+        self.chunks.contains_key(hash) || self.head.chunk(hash).is_some()
+    }
+
+    /// Adds a chunk of at most [`MAX_CHUNK`] bytes, unless it is known already.
+    pub fn put(&mut self, bytes: &[u8]) -> Result<Hash, SegmentError> {
+        let hash = Hash::of(bytes);
+        if !self.contains(&hash) {
+            self.store(hash, bytes)?;
+        }
+        Ok(hash)
+    }
+
+    fn store(&mut self, hash: Hash, bytes: &[u8]) -> Result<(), SegmentError> {
+        assert!(bytes.len() <= MAX_CHUNK, "a chunk of {} bytes", bytes.len());
+        let (at, len) = self.append(CHUNK, bytes).map_err(|source| self.fail(source))?;
+        let chunk = Chunk {
+            hash,
+            raw_len: bytes.len() as u32,
+            at: Location {
+                commit: self.id,
+                offset: at,
+                len,
+            },
+        };
+        self.chunks.insert(hash, chunk);
+        Ok(())
+    }
+
+    fn fail(&self, source: io::Error) -> SegmentError {
+        SegmentError::Spool {
+            dir: self.dir.clone(),
+            source,
+        }
+    }
+
+    fn packed(&mut self, purpose: &[u8], plain: &[u8]) -> io::Result<Vec<u8>> {
+        let packed = self.pack.compress(plain)?;
+        Ok(match self.key {
+            Some(key) => key.seal(purpose, &packed),
+            None => packed,
+        })
+    }
+
+    /// Compresses, seals and appends; returns where and how long.
+    fn append(&mut self, purpose: &[u8], plain: &[u8]) -> io::Result<(u64, u32)> {
+        let packed = self.packed(purpose, plain)?;
+        let at = self.out.len;
+        self.out.write(&packed)?;
+        Ok((at, packed.len() as u32))
+    }
+
+    /// Ends the segment with the tree that `delta` makes of the head's. Of `meta`, the id, the parent and the
+    /// totals are filled in here.
+    pub fn finish(mut self, mut meta: Meta, delta: Delta) -> Result<Segment, SegmentError> {
+        let raw_len = |hash: &Hash| {
+            self.chunks
+                .get(hash)
+                .or_else(|| self.head.chunk(hash))
+                .map(|chunk| chunk.raw_len)
+        };
+        check::delta(self.head.tree(), &delta, &raw_len)?;
+        meta.id = self.id;
+        meta.parent = self.head.id();
+        (meta.files, meta.bytes) = self.head.totals_after(&delta);
+        let chain = self.head.chain().filter(|chain| {
+            chain.checkpoint.generation == self.id.generation && !chain.is_due() && meta.reason != Reason::Compact
+        });
+        let base = chain.map(|chain| chain.checkpoint);
+        let content = match chain {
+            Some(chain) => Content::delta(self.head, &chain.changed, &delta),
+            None => Content::whole(self.head, &delta),
+        };
+        let tree_at = self.out.len;
+        let (info, tree_len) = self
+            .write_tree(&content, meta.clone(), base)
+            .map_err(|source| self.fail(source))?;
+        self.write_end(&info, tree_at, tree_len)
+            .map_err(|source| self.fail(source))?;
+        let SegmentWriter { out, dir, chunks, .. } = self;
+        let len = out.len;
+        let file = out.file.into_inner().map_err(|error| SegmentError::Spool {
+            dir,
+            source: error.into_error(),
+        })?;
+        drop(content);
+        Ok(Segment {
+            meta,
+            file,
+            len,
+            tree_len,
+            checkpoint: base.is_none(),
+            delta,
+            chunks,
+        })
+    }
+
+    fn write_tree(&mut self, content: &Content, meta: Meta, base: Option<CommitId>) -> io::Result<(Info, u64)> {
+        let find = |hash: &Hash| self.chunks.get(hash).or_else(|| self.head.chunk(hash)).copied();
+        let chunks: Vec<Chunk> = content.chunks().iter().filter_map(find).collect();
+        let mut sources = BTreeMap::new();
+        if base.is_some() {
+            // What did not change is not listed here again, and may be in any of them.
+            sources.extend(self.head.sources().map(|source| (source.commit, source.size)));
+        }
+        let sizes: HashMap<CommitId, u64> = self.head.sources().map(|source| (source.commit, source.size)).collect();
+        sources.extend(
+            chunks
+                .iter()
+                .map(|chunk| (chunk.at.commit, sizes.get(&chunk.at.commit).copied().unwrap_or(0))),
+        );
+        sources.remove(&self.id);
+        let own = std::iter::once((self.id, 0));
+        let sources: Vec<Source> = own
+            .chain(sources)
+            .map(|(commit, size)| Source { commit, size })
+            .collect();
+        let places = sources
+            .iter()
+            .enumerate()
+            .map(|(at, source)| (source.commit, at))
+            .collect();
+        let start = self.out.len;
+        let mut blocks = Blocks {
+            plain: Vec::new(),
+            sum: Sha256::new(),
+            count: 0,
+        };
+        let (encoder, lines) = Encoder::chunks(&chunks, &places);
+        for line in lines {
+            blocks.line(self, &line)?;
+        }
+        for path in &content.remove {
+            blocks.line(self, &Encoder::remove(path))?;
+        }
+        for (path, entry, parts) in &content.entries {
+            for line in encoder.entry(path, entry, parts) {
+                blocks.line(self, &line)?;
+            }
+        }
+        blocks.flush(self)?;
+        let info = Info {
+            meta,
+            checkpoint: base,
+            sources,
+            blocks: blocks.count,
+            tree: Hash::from_bytes(blocks.sum.finalize().into()),
+        };
+        Ok((info, self.out.len - start))
+    }
+
+    fn write_end(&mut self, info: &Info, tree_at: u64, tree_len: u64) -> io::Result<()> {
+        let plain = serde_json::to_vec(info)?;
+        let stored = self.packed(&purpose(INFO, self.id, 0), &plain)?;
+        self.out.write(&stored)?;
+        let trailer = Trailer {
+            id: self.id,
+            key: self.key.map(Key::id),
+            tree_at,
+            tree_len,
+            info_len: stored.len() as u64,
+            info_raw: plain.len() as u64,
+            body: Hash::from_bytes(self.out.sum.clone().finalize().into()),
+        };
+        self.out.write(&trailer.encode(&stored))?;
+        self.out.file.flush()
+    }
+}
+
+/// Lines on their way into blocks.
+struct Blocks {
+    plain: Vec<u8>,
+    sum: Sha256,
+    count: u32,
+}
+
+impl Blocks {
+    fn line(&mut self, writer: &mut SegmentWriter, line: &Line) -> io::Result<()> {
+        serde_json::to_writer(&mut self.plain, line)?;
+        self.plain.push(b'\n');
+        while self.plain.len() >= BLOCK {
+            let rest = self.plain.split_off(BLOCK);
+            self.flush(writer)?;
+            self.plain = rest;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, writer: &mut SegmentWriter) -> io::Result<()> {
+        if self.plain.is_empty() {
+            return Ok(());
+        }
+        let packed = writer.packed(&purpose(TREE, writer.id, self.count), &self.plain)?;
+        for part in [
+            &(packed.len() as u32).to_le_bytes()[..],
+            &(self.plain.len() as u32).to_le_bytes(),
+            &packed,
+        ] {
+            self.sum.update(part);
+            writer.out.write(part)?;
+        }
+        self.count += 1;
+        self.plain.clear();
+        Ok(())
+    }
+}
+
+/// What a segment says of the tree: entries in path order, with their extents in terms of the checkpoint's.
+#[derive(Default)]
+struct Content<'a> {
+    remove: Vec<&'a TreePath>,
+    entries: Vec<(&'a TreePath, &'a Entry, Vec<Part>)>,
+}
+
+impl<'a> Content<'a> {
+    fn whole(head: &'a Head, delta: &'a Delta) -> Content<'a> {
+        let gone: BTreeSet<&TreePath> = delta.remove.iter().collect();
+        let stays = head.tree().iter().filter(|(path, _)| !gone.contains(path));
+        let mut entries: BTreeMap<&TreePath, &Entry> = stays.collect();
+        entries.extend(delta.upsert.iter().map(|(path, entry)| (path, entry)));
+        let mut content = Content::default();
+        entries
+            .into_iter()
+            .for_each(|(path, entry)| content.add(path, entry, None));
+        content
+    }
+
+    /// What differs from the checkpoint; `changed` has the checkpoint's entries of what has changed up to now.
+    fn delta(head: &'a Head, changed: &'a BTreeMap<TreePath, Option<Entry>>, delta: &'a Delta) -> Content<'a> {
+        let earlier = changed.keys().map(|path| (path, head.tree().get(path)));
+        let mut now: BTreeMap<&TreePath, Option<&Entry>> = earlier.collect();
+        now.extend(delta.remove.iter().map(|path| (path, None)));
+        now.extend(delta.upsert.iter().map(|(path, entry)| (path, Some(entry))));
+        let mut content = Content::default();
+        for (path, entry) in now {
+            let base = match changed.get(path) {
+                Some(base) => base.as_ref(),
+                None => head.tree().get(path),
+            };
+            match entry {
+                Some(entry) if base != Some(entry) => content.add(path, entry, base),
+                None if base.is_some() => content.remove.push(path),
+                _ => {}
+            }
+        }
+        content
+    }
+
+    fn add(&mut self, path: &'a TreePath, entry: &'a Entry, base: Option<&Entry>) {
+        let old = base.map_or(&[][..], |base| extents_of(&base.kind));
+        self.entries.push((path, entry, reuse(extents_of(&entry.kind), old)));
+    }
+
+    /// The chunks that need a line, in the order in which they are first used.
+    fn chunks(&self) -> Vec<Hash> {
+        let mut seen = HashSet::new();
+        let parts = self.entries.iter().flat_map(|(_, _, parts)| parts);
+        let hashes = parts.filter_map(|part| match part {
+            Part::New(Extent::Data { chunk, .. }) => Some(*chunk),
+            _ => None,
+        });
+        hashes.filter(|hash| seen.insert(*hash)).collect()
+    }
+}
