@@ -32,7 +32,7 @@ pub struct Passed {
 pub enum Recovered {
     /// State is in place.
     Restored {
-        head: Head,
+        head: Box<Head>,
         placed: Placed,
         /// Newer commits that could not be used. Not empty means that the restore is degraded.
         passed: Vec<Passed>,
@@ -72,7 +72,10 @@ pub fn recover(
             let commits = history.commits(stretch.generation).map_err(RecoverError::Unknown)?;
             for id in commits.into_iter().rev().filter(|id| stretch.contains(*id)) {
                 match attempt(history, id, targets, work, progress)? {
-                    Ok((head, placed)) => return Ok(Recovered::Restored { head, placed, passed }),
+                    Ok((head, placed)) => {
+                        let head = Box::new(head);
+                        return Ok(Recovered::Restored { head, placed, passed });
+                    }
                     Err((why, damage)) => {
                         let torn = damage == Some(Damage::Torn);
                         torn_only &= torn;

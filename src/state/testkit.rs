@@ -81,7 +81,7 @@ impl Kit {
     pub fn reboot(&mut self) {
         self.history = self.reopened();
         let head = match self.recover_to("live").unwrap() {
-            Recovered::Restored { head, .. } => head,
+            Recovered::Restored { head, .. } => *head,
             Recovered::Empty { .. } => Head::default(),
         };
         self.generation = self.history.begin(Ulid::generate(), head.id());

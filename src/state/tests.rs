@@ -48,7 +48,7 @@ fn furnish(kit: &Kit) {
 
 fn restored(recovered: Result<Recovered, RecoverError>) -> (Head, restore::Placed, Vec<super::recover::Passed>) {
     match recovered.unwrap() {
-        Recovered::Restored { head, placed, passed } => (head, placed, passed),
+        Recovered::Restored { head, placed, passed } => (*head, placed, passed),
         empty => panic!("{empty:?}"),
     }
 }
