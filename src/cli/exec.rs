@@ -1,10 +1,11 @@
 //! `moltinit exec`: PID 1's duties for one command.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, os::unix::ffi::OsStrExt};
 
-use clap::Args;
+use clap::{Args, CommandFactory, error::ErrorKind};
 use nix::sys::signal::Signal;
 
+use super::Cli;
 use crate::pid1::{exec, signals};
 
 /// Run one command with PID 1's duties only, as tini and dumb-init do.
@@ -32,17 +33,21 @@ pub struct Exec {
     #[arg(short, long)]
     verbose: bool,
     /// The command and its arguments
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "COMMAND"
-    )]
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
 impl Exec {
     pub fn run(self) -> i32 {
+        // The parser takes an option that it does not know for the command.
+        if let Some(option) = self.command.first().filter(|first| first.as_bytes().starts_with(b"-")) {
+            Cli::command()
+                .error(
+                    ErrorKind::UnknownArgument,
+                    format!("unexpected argument '{}' found", option.display()),
+                )
+                .exit();
+        }
         let options = exec::Options {
             single_child: self.single_child,
             rewrite: self.rewrite,

@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 /// snapshots every change.
 #[derive(Debug, Parser)]
 #[command(name = "moltinit", version, max_term_width = 100)]
-struct Cli {
+pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }

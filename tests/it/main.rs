@@ -1,0 +1,8 @@
+//! Black-box tests: the release binary against real neighbours. One test binary, so that it links once.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests are no supervisor: they may spawn and wait as they like"
+)]
+
+mod exec;
+mod support;

@@ -1,0 +1,27 @@
+//! What black-box tests share: a container to run moltinit in, a client for its HTTP, and waiting with a deadline.
+
+pub mod process;
+pub mod pty;
+
+use std::time::{Duration, Instant};
+
+/// The binary under test.
+pub const MOLTINIT: &str = env!("CARGO_BIN_EXE_moltinit");
+
+/// Generous: a deadline is there to end a test that hangs, not to measure.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks until there is an answer.
+///
+/// # Panics
+/// After `patience`, naming what was waited for.
+pub fn eventually<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

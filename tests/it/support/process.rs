@@ -1,0 +1,63 @@
+//! What `/proc` says about processes.
+
+use std::fs;
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{PATIENCE, eventually};
+
+/// Pids of the children of `pid`, as this side's namespace has them.
+pub fn children(pid: i32) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children
+        .split_whitespace()
+        .filter_map(|child| child.parse().ok())
+        .collect()
+}
+
+/// `pid` and everything below it.
+pub fn tree(pid: i32) -> Vec<i32> {
+    let below = children(pid).into_iter().flat_map(tree);
+    [pid].into_iter().chain(below).collect()
+}
+
+pub fn name(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm"))
+        .unwrap_or_default()
+        .trim_end()
+        .to_owned()
+}
+
+fn status(pid: i32, key: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    Some(line.trim().to_owned())
+}
+
+/// Waits until the process is in that state: `S` sleeping, `T` stopped.
+pub fn wait_for_state(pid: i32, state: char) {
+    eventually(&format!("state {state} of {pid}"), PATIENCE, || {
+        is_in_state(pid, state).then_some(())
+    });
+}
+
+pub fn is_in_state(pid: i32, state: char) -> bool {
+    status(pid, "State").is_some_and(|now| now.starts_with(state))
+}
+
+/// Ends `pid`, which must be a child not waited for yet, and everything below it.
+pub fn kill_tree(pid: i32) {
+    for pid in tree(pid) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// Whether a signal is waiting to be taken by the process.
+pub fn pending(pid: i32) -> bool {
+    status(pid, "ShdPnd").is_some_and(|signals| signals.contains(|digit| digit != '0'))
+}
