@@ -1,6 +1,6 @@
 //! The tree as of the last commit, and what is needed to write the next one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{
     model::{Chunk, CommitId, Delta, Entry, Extent, Hash, Kind, Tree, TreePath},
@@ -34,6 +34,13 @@ pub struct Holding {
     /// Stored bytes of the chunks that are in use.
     pub live: u64,
     chunks: u32,
+}
+
+#[cfg(test)]
+impl Holding {
+    pub fn new(size: u64, live: u64) -> Holding {
+        Holding { size, live, chunks: 1 }
+    }
 }
 
 /// The last checkpoint and the deltas on top of it.
@@ -92,6 +99,12 @@ impl Head {
     /// The objects that hold the tree's chunks.
     pub fn objects(&self) -> &HashMap<CommitId, Holding> {
         &self.objects
+    }
+
+    /// The objects without which the next commit could not be restored.
+    pub fn needs(&self) -> BTreeSet<CommitId> {
+        let checkpoint = self.chain.as_ref().map(|chain| chain.checkpoint);
+        self.objects.keys().copied().chain(self.id).chain(checkpoint).collect()
     }
 
     pub(super) fn sources(&self) -> impl Iterator<Item = Source> {

@@ -3,10 +3,7 @@
 //! Objects are `<instance>/v1/<generation>/<group>/<seq>.seg`, a generation's directory being its ULID, followed by
 //! `.from.` and its base if it has one; a group is a hundred commits, so that no listing is long.
 
-use std::{
-    path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -18,6 +15,7 @@ use super::{
     head::Head,
     lineage::{self, Generations, Stretch},
     model::{CommitId, Meta, Tree},
+    parallel,
     segment::{Damage, Info, Opened, Segment, reader::ReadError},
 };
 use crate::store::{Item, Object, Store, StoreError};
@@ -79,6 +77,15 @@ pub struct Listed {
 pub struct Problem {
     pub object: String,
     pub why: String,
+    /// It was never finished, as opposed to damaged.
+    pub torn: bool,
+}
+
+/// What several commits say about themselves, with the lengths of their objects.
+#[derive(Default)]
+pub(super) struct Infos {
+    pub read: Vec<(Info, u64)>,
+    pub problems: Vec<(CommitId, Problem)>,
 }
 
 impl History {
@@ -154,7 +161,36 @@ impl History {
     /// The name of a commit's object, if its generation is known.
     pub fn object(&self, id: CommitId) -> Option<String> {
         let dir = self.generation_dir(id.generation)?;
-        Some(format!("{dir}/{:06}/{:08}.seg", id.seq / GROUP, id.seq))
+        Some(format!("{}/{:08}.seg", group_dir(&dir, id.seq), id.seq))
+    }
+
+    /// Removes a commit's object. One that is gone already is removed.
+    pub(super) fn delete(&self, id: CommitId) -> Result<(), StoreError> {
+        let Some(name) = self.object(id) else {
+            return Ok(());
+        };
+        match self.store.delete(&name) {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the directory of a commit's group, and of its generation, if they are empty.
+    pub(super) fn delete_dirs(&self, id: CommitId) -> Result<(), StoreError> {
+        let Some(dir) = self.generation_dir(id.generation) else {
+            return Ok(());
+        };
+        for dir in [group_dir(&dir, id.seq), dir] {
+            match self.store.delete_dir(&dir) {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn forget(&self, generation: Ulid) {
+        self.lock().remove(&generation);
     }
 
     fn generation_dir(&self, generation: Ulid) -> Option<String> {
@@ -221,29 +257,47 @@ impl History {
         self.store.put(&name, &segment.file, segment.len)
     }
 
+    /// What each of several commits says about itself.
+    pub(super) fn infos(&self, ids: &[CommitId]) -> Result<Infos, ReadError> {
+        let found = Mutex::new(Infos::default());
+        parallel::for_each(ids, || {
+            |id: &CommitId| {
+                let result = self.info(*id);
+                let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                match result {
+                    Ok(info) => found.read.push(info),
+                    Err(ReadError::Damaged { object, damage }) => {
+                        let torn = damage == Damage::Torn;
+                        let why = damage.to_string();
+                        found.problems.push((*id, Problem { object, why, torn }));
+                    }
+                    Err(error) => return Err(error),
+                }
+                Ok(())
+            }
+        })?;
+        Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Every commit, oldest first, and every object that is none.
     pub fn list(&self) -> Result<(Vec<Listed>, Vec<Problem>), ReadError> {
         self.refresh()?;
         let line = self.line();
-        let (mut found, mut problems) = (Vec::new(), Vec::new());
+        let mut ids = Vec::new();
         for generation in self.generations().into_keys() {
-            for id in self.commits(generation)? {
-                match self.info(id) {
-                    Ok((info, size)) => found.push(Listed {
-                        meta: info.meta,
-                        size,
-                        on_line: line.iter().any(|stretch| stretch.contains(id)),
-                    }),
-                    Err(ReadError::Damaged { object, damage }) => problems.push(Problem {
-                        object,
-                        why: damage.to_string(),
-                    }),
-                    Err(error) => return Err(error),
-                }
-            }
+            ids.extend(self.commits(generation)?);
         }
-        found.sort_by_key(|listed| (listed.meta.time, listed.meta.id));
-        Ok((found, problems))
+        let Infos { read, problems } = self.infos(&ids)?;
+        let listed = |(info, size): (Info, u64)| Listed {
+            on_line: line.iter().any(|stretch| stretch.contains(info.meta.id)),
+            meta: info.meta,
+            size,
+        };
+        let mut listed: Vec<Listed> = read.into_iter().map(listed).collect();
+        listed.sort_by_key(|listed| (listed.meta.time, listed.meta.id));
+        let mut problems: Vec<Problem> = problems.into_iter().map(|(_, problem)| problem).collect();
+        problems.sort_by(|a, b| a.object.cmp(&b.object));
+        Ok((listed, problems))
     }
 
     /// The newest commit of the line that was made at `time` or before.
@@ -259,6 +313,15 @@ impl History {
     }
 }
 
+fn group_dir(generation_dir: &str, seq: u64) -> String {
+    format!("{generation_dir}/{}", group(seq))
+}
+
+/// The name of the directory that commit `seq` of a generation is in.
+pub(super) fn group(seq: u64) -> String {
+    format!("{:06}", seq / GROUP)
+}
+
 fn parse_dir(name: &str) -> Option<(Ulid, Option<CommitId>)> {
     match name.split_once(FROM) {
         None => Some((name.parse().ok()?, None)),
@@ -270,5 +333,5 @@ fn parse_dir(name: &str) -> Option<(Ulid, Option<CommitId>)> {
 fn parse_object(group: &str, item: &Item) -> Option<u64> {
     let stem = item.name.strip_suffix(".seg").filter(|_| !item.is_dir)?;
     let seq = stem.parse().ok()?;
-    (Path::new(group).join(stem) == Path::new(&format!("{:06}/{seq:08}", seq / GROUP))).then_some(seq)
+    (group == self::group(seq) && stem == format!("{seq:08}")).then_some(seq)
 }

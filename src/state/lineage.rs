@@ -8,7 +8,8 @@
 //!   something that could not see the older one. First boots within [`TOGETHER`] of the oldest are an overlap that
 //!   nobody could see through, and of these the newest is followed, as with any other overlap.
 //!
-//! From there the line goes back through the bases. All other commits are branches: kept, reported, restorable by
+//! From there the line goes back through the bases; where retention has removed a base's whole generation, by the
+//! same rule among those older than it. All other commits are branches: kept, reported, restorable by
 //! id, and never followed. Restoring one makes it the base of a new generation, and so part of the line.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -48,10 +49,18 @@ pub fn line(generations: &Generations) -> Vec<Stretch> {
         let base = generations[&stretch.generation];
         // Going back only, so that bases that lead in a circle end.
         next = base
-            .filter(|base| base.generation < stretch.generation && generations.contains_key(&base.generation))
-            .map(|base| Stretch {
-                generation: base.generation,
-                until: Some(base.seq),
+            .filter(|base| base.generation < stretch.generation)
+            .and_then(|base| {
+                if generations.contains_key(&base.generation) {
+                    return Some(Stretch {
+                        generation: base.generation,
+                        until: Some(base.seq),
+                    });
+                }
+                tip(&generations.range(..base.generation).map(|(g, b)| (*g, *b)).collect()).map(|generation| Stretch {
+                    generation,
+                    until: None,
+                })
             });
     }
     line
@@ -130,6 +139,12 @@ mod tests {
         // Unless somebody chose it.
         let chosen = of([(1, None), (hour, None), (2 * hour, commit(hour, 3))]);
         assert_eq!(line(&chosen), [stretch(2 * hour, None), stretch(hour, Some(3))]);
+    }
+
+    #[test]
+    fn a_line_goes_on_where_retention_has_removed_a_generation() {
+        let line = line(&of([(1, None), (2, commit(1, 7)), (4, commit(3, 9))]));
+        assert_eq!(line, [stretch(4, None), stretch(2, None), stretch(1, Some(7))]);
     }
 
     #[test]

@@ -2,19 +2,26 @@
 //!
 //! A commit is one object, a segment ([`segment`]): new chunks, and the tree as a whole or as what changed.
 //! [`history`] knows which segments there are and which of them to follow; [`recover`] finds the newest that is
-//! sound and [`restore`] puts it in place.
+//! sound and [`restore`] puts it in place. [`retain`] says which commits are kept, [`prune`] removes the rest, and
+//! [`compact`] keeps what the kept ones need in few objects.
 
 pub mod check;
 pub mod chunk;
+pub mod compact;
 pub mod crypt;
 pub mod diff;
+pub mod fetch;
 pub mod head;
 pub mod history;
 pub mod lineage;
 pub mod model;
+mod parallel;
+pub mod prune;
 pub mod recover;
 pub mod restore;
+pub mod retain;
 pub mod segment;
+pub mod verify;
 
 #[cfg(test)]
 mod testkit;

@@ -15,6 +15,7 @@ use ulid::Ulid;
 
 use super::{
     chunk,
+    compact::compact,
     crypt::Key,
     diff,
     head::Head,
@@ -110,6 +111,18 @@ impl Kit {
         self.history.commit(&segment).unwrap();
         self.head.advance(segment);
         id
+    }
+}
+
+impl Kit {
+    /// Gathers what is scattered, if it is.
+    pub fn compact(&mut self) -> Option<CommitId> {
+        let id = self.generation.next_id();
+        let meta = meta(id, self.generation.base(), Reason::Compact);
+        let segment = compact(&self.history, &self.head, &self.path("spool"), id, meta).unwrap()?;
+        self.history.commit(&segment).unwrap();
+        self.head.advance(segment);
+        Some(id)
     }
 }
 

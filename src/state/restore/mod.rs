@@ -13,35 +13,27 @@ use std::{
     fs, io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
-    thread,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use jiff::Timestamp;
 
 use self::{
-    plan::{Plan, Read, is_sidecar},
+    plan::{Plan, is_sidecar},
     stage::{Stage, below},
     swap::Move,
 };
 use super::{
     check,
+    fetch::Fetcher,
     head::Head,
     history::History,
     model::{CommitId, Entry},
-    segment::{
-        Damage,
-        reader::{self, ReadError},
-    },
+    parallel,
+    segment::reader::ReadError,
 };
-use crate::store::{Object, mounts};
+use crate::store::mounts;
 pub use swap::resume;
-
-/// Reads in flight: enough to hide the latency of a bucket.
-const READERS: usize = 6;
 
 /// Why a restore did not happen. The targets are as they were.
 #[derive(Debug, thiserror::Error)]
@@ -282,74 +274,30 @@ fn write_chunks(
     items: &[Option<Item>],
     progress: &Progress,
 ) -> Result<(), RestoreError> {
-    let next = AtomicUsize::new(0);
-    let failed = Mutex::new(None);
-    let work = || {
-        let mut reader = ChunkReader {
-            history,
-            plan,
-            items,
-            progress,
-            object: None,
-            file: None,
-        };
-        while let Some(read) = plan.reads.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(error) = reader.run(read) {
-                next.store(plan.reads.len(), Ordering::Relaxed);
-                failed
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .get_or_insert(error);
-            }
+    parallel::for_each(&plan.reads, || {
+        let mut fetcher = Fetcher::new(history);
+        let mut writer = Writer { items, file: None };
+        move |read| {
+            let chunks = plan.chunks[read.chunks.clone()].iter().map(|(chunk, _)| chunk);
+            fetcher.fetch(read, chunks, |n, plain| {
+                for target in &plan.chunks[n].1 {
+                    let bytes = &plain[target.from as usize..][..target.len as usize];
+                    writer.write(target.file, target.at, bytes)?;
+                }
+                progress.done.fetch_add(plain.len() as u64, Ordering::Relaxed);
+                Ok(())
+            })
         }
-    };
-    thread::scope(|scope| {
-        for _ in 0..READERS.min(plan.reads.len()) {
-            scope.spawn(work);
-        }
-    });
-    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => Ok(()),
-    }
+    })
 }
 
-/// One thread's way through the plan.
-struct ChunkReader<'a> {
-    history: &'a History,
-    plan: &'a Plan,
+/// Writes for one thread, keeping the last file open.
+struct Writer<'a> {
     items: &'a [Option<Item<'a>>],
-    progress: &'a Progress,
-    object: Option<(CommitId, Arc<Object>)>,
     file: Option<(u32, fs::File)>,
 }
 
-impl ChunkReader<'_> {
-    fn run(&mut self, read: &Read) -> Result<(), RestoreError> {
-        let object = match &self.object {
-            Some((commit, object)) if *commit == read.commit => Arc::clone(object),
-            _ => Arc::new(self.history.get(read.commit)?),
-        };
-        self.object = Some((read.commit, Arc::clone(&object)));
-        let damaged = |damage| ReadError::damaged(object.name(), damage);
-        let bytes = object
-            .read(read.range.clone())
-            .map_err(|error| ReadError::of_known(object.name(), error))?;
-        for (chunk, uses) in &self.plan.chunks[read.chunks.clone()] {
-            let start = (chunk.at.offset - read.range.start) as usize;
-            let stored = bytes
-                .get(start..start + chunk.at.len as usize)
-                .ok_or_else(|| damaged(Damage::Chunk(chunk.hash)))?;
-            let plain = reader::chunk(stored, chunk, self.history.key()).map_err(damaged)?;
-            for target in uses {
-                let bytes = &plain[target.from as usize..][..target.len as usize];
-                self.write(target.file, target.at, bytes)?;
-            }
-            self.progress.done.fetch_add(plain.len() as u64, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
+impl Writer<'_> {
     fn write(&mut self, file: u32, at: u64, bytes: &[u8]) -> Result<(), RestoreError> {
         let Some(item) = &self.items[file as usize] else {
             return Ok(());

@@ -1,17 +1,14 @@
 //! Which bytes of which objects to read, and where each chunk goes.
 
-use std::{collections::HashMap, ops::Range};
+use std::collections::HashMap;
 
 use crate::state::{
+    chunk,
+    fetch::{self, Read},
     head::Head,
-    model::{Chunk, CommitId, Entry, Extent, Hash, Kind, Tree},
+    model::{Chunk, Entry, Extent, Hash, Kind, Tree},
     segment::line::extents_of,
 };
-
-/// Chunks this close in an object are read together: on a mount, one more request costs more than these bytes.
-const GAP: u64 = 512 << 10;
-/// Most bytes read at once; with the number of readers, what a restore holds in memory.
-const MAX_READ: u64 = 4 << 20;
 
 /// A place in a file where bytes of a chunk go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,15 +18,6 @@ pub struct Use {
     pub at: u64,
     pub from: u32,
     pub len: u32,
-}
-
-/// One read of an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Read {
-    pub commit: CommitId,
-    pub range: Range<u64>,
-    /// Its chunks, as places in [`Plan::chunks`].
-    pub chunks: Range<usize>,
 }
 
 /// All of a restore's reads, by object and offset, so that each object is read from front to back.
@@ -46,45 +34,21 @@ impl Plan {
         for (file, entry) in head.tree().values().enumerate().filter(|(file, _)| wanted(*file)) {
             let mut at = 0;
             for extent in extents_of(&entry.kind) {
-                if let Extent::Data { chunk, from, len } = *extent {
+                if let Extent::Data { chunk: hash, from, len } = *extent {
                     let file = file as u32;
-                    uses.entry(chunk).or_default().push(Use { file, at, from, len });
+                    uses.entry(hash).or_default().push(Use { file, at, from, len });
                 }
-                at += crate::state::chunk::len(extent);
+                at += chunk::len(extent);
             }
         }
         let located = uses
             .into_iter()
             .filter_map(|(hash, uses)| Some((*head.chunk(&hash)?, uses)));
         let mut chunks: Vec<(Chunk, Vec<Use>)> = located.collect();
-        chunks.sort_by_key(|(chunk, _)| (chunk.at.commit, chunk.at.offset));
-        let reads = reads(&chunks);
+        chunks.sort_by_key(|(chunk, _)| fetch::order(chunk));
+        let reads = fetch::plan(chunks.iter().map(|(chunk, _)| chunk));
         Plan { reads, chunks }
     }
-}
-
-fn reads(chunks: &[(Chunk, Vec<Use>)]) -> Vec<Read> {
-    let mut reads: Vec<Read> = Vec::new();
-    for (n, (chunk, _)) in chunks.iter().enumerate() {
-        let at = chunk.at;
-        let end = at.offset.saturating_add(u64::from(at.len));
-        match reads.last_mut() {
-            Some(read)
-                if read.commit == at.commit
-                    && at.offset <= read.range.end.saturating_add(GAP)
-                    && end.saturating_sub(read.range.start) <= MAX_READ =>
-            {
-                read.range.end = read.range.end.max(end);
-                read.chunks.end = n + 1;
-            }
-            _ => reads.push(Read {
-                commit: at.commit,
-                range: at.offset..end,
-                chunks: n..n + 1,
-            }),
-        }
-    }
-    reads
 }
 
 /// A file that lies beside a database under the name of one of its sidecars, or another name of such a file: next to

@@ -45,6 +45,7 @@ pub struct Segment {
     /// Stored bytes of the tree.
     pub(in crate::state) tree_len: u64,
     pub(in crate::state) checkpoint: bool,
+    pub(in crate::state) needs: Vec<CommitId>,
     pub(in crate::state) delta: Delta,
     pub(in crate::state) chunks: HashMap<Hash, Chunk>,
 }
@@ -154,6 +155,14 @@ impl<'a> SegmentWriter<'a> {
         Ok(hash)
     }
 
+    /// Adds a chunk that is in the store already, to have it here from now on.
+    pub(in crate::state) fn gather(&mut self, hash: Hash, bytes: &[u8]) -> Result<(), SegmentError> {
+        if !self.chunks.contains_key(&hash) {
+            self.store(hash, bytes)?;
+        }
+        Ok(())
+    }
+
     fn store(&mut self, hash: Hash, bytes: &[u8]) -> Result<(), SegmentError> {
         assert!(bytes.len() <= MAX_CHUNK, "a chunk of {} bytes", bytes.len());
         let (at, len) = self.append(CHUNK, bytes).map_err(|source| self.fail(source))?;
@@ -233,6 +242,7 @@ impl<'a> SegmentWriter<'a> {
             len,
             tree_len,
             checkpoint: base.is_none(),
+            needs: info.needs().collect(),
             delta,
             chunks,
         })

@@ -1,0 +1,97 @@
+//! Reading many chunks in few requests.
+
+use std::ops::Range;
+
+use super::{
+    history::History,
+    model::{Chunk, CommitId},
+    segment::{
+        Damage,
+        reader::{self, ReadError},
+    },
+};
+use crate::store::Object;
+
+/// Chunks this close in an object are read together: on a mount, one more request costs more than these bytes.
+const GAP: u64 = 512 << 10;
+/// Most bytes read at once; with the number of readers, what is held in memory.
+const MAX_READ: u64 = 4 << 20;
+
+/// One read of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    pub commit: CommitId,
+    pub range: Range<u64>,
+    /// Its chunks, as places in the list that was planned.
+    pub chunks: Range<usize>,
+}
+
+/// Puts chunks in the order in which they are best read: each object from front to back.
+pub fn order(chunk: &Chunk) -> (CommitId, u64) {
+    (chunk.at.commit, chunk.at.offset)
+}
+
+/// The reads that get `chunks`, which are in [`order`].
+pub fn plan<'a>(chunks: impl IntoIterator<Item = &'a Chunk>) -> Vec<Read> {
+    let mut reads: Vec<Read> = Vec::new();
+    for (n, Chunk { at, .. }) in chunks.into_iter().enumerate() {
+        let end = at.offset.saturating_add(u64::from(at.len));
+        match reads.last_mut() {
+            Some(read)
+                if read.commit == at.commit
+                    && at.offset <= read.range.end.saturating_add(GAP)
+                    && end.saturating_sub(read.range.start) <= MAX_READ =>
+            {
+                read.range.end = read.range.end.max(end);
+                read.chunks.end = n + 1;
+            }
+            _ => reads.push(Read {
+                commit: at.commit,
+                range: at.offset..end,
+                chunks: n..n + 1,
+            }),
+        }
+    }
+    reads
+}
+
+/// Reads for one thread, keeping the last object open.
+pub struct Fetcher<'a> {
+    history: &'a History,
+    open: Option<(CommitId, Object)>,
+}
+
+impl<'a> Fetcher<'a> {
+    pub fn new(history: &'a History) -> Fetcher<'a> {
+        Fetcher { history, open: None }
+    }
+
+    /// Calls `each` with the plain bytes of every one of `chunks`, which are those of `read`, once they have been
+    /// found to match their hashes.
+    pub fn fetch<'c, E: From<ReadError>>(
+        &mut self,
+        read: &Read,
+        chunks: impl IntoIterator<Item = &'c Chunk>,
+        mut each: impl FnMut(usize, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let object = match self.open.take() {
+            Some((commit, object)) if commit == read.commit => object,
+            _ => self.history.get(read.commit)?,
+        };
+        let name = object.name();
+        let bytes = object
+            .read(read.range.clone())
+            .map_err(|error| ReadError::of_known(name, error))?;
+        for (chunk, n) in chunks.into_iter().zip(read.chunks.clone()) {
+            let start = usize::try_from(chunk.at.offset - read.range.start).unwrap_or(usize::MAX);
+            let stored = bytes.get(start..start.saturating_add(chunk.at.len as usize));
+            let plain = match stored {
+                Some(stored) => reader::chunk(stored, chunk, self.history.key()),
+                None => Err(Damage::Chunk(chunk.hash)),
+            };
+            each(n, &plain.map_err(|damage| ReadError::damaged(name, damage))?)?;
+        }
+        self.open = Some((read.commit, object));
+        Ok(())
+    }
+}

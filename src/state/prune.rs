@@ -1,0 +1,171 @@
+//! Applying retention to a store.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use ulid::Ulid;
+
+use super::{
+    head::Head,
+    history::{self, History, Infos, Problem},
+    model::CommitId,
+    retain::{self, Record, Records},
+    segment::{Segment, reader::ReadError},
+};
+
+/// A generation that committed this recently may still be written to, and is listed anew each time.
+const LIVELY: SignedDuration = SignedDuration::from_hours(1);
+/// An object that was never finished is removed when its generation is this old.
+const TORN: SignedDuration = SignedDuration::from_hours(24);
+
+/// What is known of the commits in a store, kept from one pruning to the next.
+pub struct Pruner {
+    history: History,
+    records: Records,
+    problems: BTreeMap<CommitId, Problem>,
+    /// Generations that were listed and are not written to by anybody.
+    settled: BTreeSet<Ulid>,
+}
+
+/// What a pruning did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Pruned {
+    pub kept: usize,
+    /// Objects that are there only for what kept commits need.
+    pub needed: usize,
+    pub removed: usize,
+    pub freed: u64,
+    /// A newer generation than this process's own. It does the pruning, and nothing was removed.
+    pub fenced_by: Option<Ulid>,
+}
+
+impl Pruner {
+    pub fn new(history: History) -> Pruner {
+        Pruner {
+            history,
+            records: Records::new(),
+            problems: BTreeMap::new(),
+            settled: BTreeSet::new(),
+        }
+    }
+
+    /// Takes note of a commit of this process, which it then need not look for.
+    pub fn committed(&mut self, segment: &Segment) {
+        let record = Record::new(segment.meta(), segment.needs.clone(), segment.size());
+        self.records.insert(segment.id(), record);
+    }
+
+    /// Removes what retention does not keep. `own` is the head that this process writes from, if it does; while it
+    /// runs, nothing may be committed from it.
+    pub fn prune(&mut self, own: Option<&Head>, now: Timestamp) -> Result<Pruned, ReadError> {
+        let own_id = own.and_then(Head::id);
+        self.history.refresh()?;
+        if let Some(own) = own_id {
+            let newest = self.history.generations().into_keys().next_back();
+            if let Some(newer) = newest.filter(|newest| *newest > own.generation) {
+                let fenced_by = Some(newer);
+                return Ok(Pruned {
+                    fenced_by,
+                    ..Pruned::default()
+                });
+            }
+        }
+        self.look(own_id, now)?;
+        let kept = retain::kept(&self.records, &self.history.line(), now);
+        let in_use = own.map(Head::needs).unwrap_or_default();
+        let removable = retain::removable(&self.records, &kept, &in_use);
+        let mut done = Pruned {
+            kept: kept.len(),
+            needed: self.records.len() - kept.len() - removable.len(),
+            ..Pruned::default()
+        };
+        let mut dirs = BTreeMap::new();
+        for id in removable.into_iter().chain(self.never_finished(own_id, now)) {
+            self.history.delete(id)?;
+            done.removed += 1;
+            done.freed += self.records.remove(&id).map_or(0, |record| record.size);
+            self.problems.remove(&id);
+            dirs.insert((id.generation, history::group(id.seq)), id);
+        }
+        self.clear(dirs.into_values(), own_id)?;
+        Ok(done)
+    }
+
+    /// Lists what may have changed, and reads the ends of what is new.
+    fn look(&mut self, own: Option<CommitId>, now: Timestamp) -> Result<(), ReadError> {
+        let mut unknown = Vec::new();
+        for generation in self.history.generations().into_keys() {
+            // What this process commits it says; what it found others to have done stays true.
+            let known = self.settled.contains(&generation) || own.is_some_and(|own| own.generation == generation);
+            if known {
+                continue;
+            }
+            let commits = self.history.commits(generation)?;
+            let listed: BTreeSet<CommitId> = commits.iter().copied().collect();
+            let gone = |id: &CommitId| id.generation == generation && !listed.contains(id);
+            self.records.retain(|id, _| !gone(id));
+            let new = |id: &CommitId| !self.records.contains_key(id);
+            unknown.extend(commits.into_iter().filter(new));
+        }
+        let Infos { read, problems } = self.history.infos(&unknown)?;
+        let records = read
+            .into_iter()
+            .map(|(info, size)| (info.meta.id, Record::new(&info.meta, info.needs().collect(), size)));
+        self.records.extend(records);
+        self.problems.extend(problems);
+        let tips: BTreeMap<Ulid, Timestamp> = self
+            .records
+            .iter()
+            .map(|(id, record)| (id.generation, record.time))
+            .collect();
+        let settled = |(_, tip): &(&Ulid, &Timestamp)| now.duration_since(**tip) > LIVELY;
+        self.settled
+            .extend(tips.iter().filter(settled).map(|(generation, _)| *generation));
+        Ok(())
+    }
+
+    /// Objects of dead writers. Damaged ones stay: somebody may want to look at them.
+    fn never_finished(&self, own: Option<CommitId>, now: Timestamp) -> Vec<CommitId> {
+        let old = |generation: Ulid| {
+            let begun = i64::try_from(generation.timestamp_ms())
+                .ok()
+                .and_then(|ms| Timestamp::from_millisecond(ms).ok());
+            begun.is_some_and(|begun| now.duration_since(begun) > TORN)
+                && own.is_none_or(|own| own.generation != generation)
+        };
+        let torn = self
+            .problems
+            .iter()
+            .filter(|(id, problem)| problem.torn && old(id.generation));
+        torn.map(|(id, _)| *id).collect()
+    }
+
+    /// Removes the directories of removed commits where nothing is left in them.
+    fn clear(&mut self, removed: impl Iterator<Item = CommitId>, own: Option<CommitId>) -> Result<(), ReadError> {
+        for id in removed {
+            let first = CommitId { seq: 0, ..id };
+            let all = self.records.keys().chain(self.problems.keys());
+            let left: Vec<CommitId> = all
+                .filter(|left| left.generation == first.generation)
+                .copied()
+                .collect();
+            let own_group = own.is_some_and(|own| {
+                own.generation == id.generation && history::group(own.seq) == history::group(id.seq)
+            });
+            if own_group
+                || left
+                    .iter()
+                    .any(|left| history::group(left.seq) == history::group(id.seq))
+            {
+                continue;
+            }
+            self.history.delete_dirs(id)?;
+            if left.is_empty() && own.is_none_or(|own| own.generation != id.generation) {
+                self.history.forget(id.generation);
+                self.settled.remove(&id.generation);
+            }
+        }
+        Ok(())
+    }
+}

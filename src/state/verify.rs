@@ -1,0 +1,129 @@
+//! Reading everything, to know today whether it could be restored tomorrow.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError, atomic::Ordering},
+};
+
+use serde::Serialize;
+
+use super::{
+    fetch::{self, Fetcher, Read},
+    history::History,
+    model::{Chunk, CommitId},
+    parallel,
+    restore::Progress,
+    segment::reader::ReadError,
+};
+
+/// What is wrong with a commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Flaw {
+    pub id: CommitId,
+    pub why: String,
+}
+
+/// Checks that each of `ids` can be restored: its tree, every byte of its object, and every chunk it needs, wherever
+/// that is, against its hash. Chunks that several need are read once. Fails only where the store or the key does.
+pub fn verify(history: &History, ids: &[CommitId], progress: &Progress) -> Result<Vec<Flaw>, ReadError> {
+    let mut flaws = BTreeMap::new();
+    let mut users: BTreeMap<(CommitId, u64), (Chunk, BTreeSet<CommitId>)> = BTreeMap::new();
+    for id in ids {
+        let read = history
+            .opened(*id)
+            .and_then(|opened| opened.verify_body())
+            .and_then(|()| history.load(*id));
+        match read {
+            Ok(head) => head.chunks().for_each(|chunk| {
+                let (_, ids) = users
+                    .entry(fetch::order(chunk))
+                    .or_insert_with(|| (*chunk, BTreeSet::new()));
+                ids.insert(*id);
+            }),
+            Err(error) => drop(flaws.insert(*id, why(error)?)),
+        }
+    }
+    let (chunks, users): (Vec<Chunk>, Vec<_>) = users.into_values().unzip();
+    let raw = |chunks: &[Chunk]| chunks.iter().map(|chunk| u64::from(chunk.raw_len)).sum();
+    progress.total.store(raw(&chunks), Ordering::Relaxed);
+    let flaws = Mutex::new(flaws);
+    parallel::for_each(&fetch::plan(&chunks), || {
+        let mut fetcher = Fetcher::new(history);
+        let (chunks, users, flaws) = (&chunks, &users, &flaws);
+        move |read: &Read| {
+            let range = read.chunks.clone();
+            if damaged(&mut fetcher, &chunks[range.clone()])?.is_some() {
+                // Somewhere in the range: find out which chunks, and who needs those.
+                for n in range.clone() {
+                    let Some(why) = damaged(&mut fetcher, &chunks[n..=n])? else {
+                        continue;
+                    };
+                    let mut flaws = flaws.lock().unwrap_or_else(PoisonError::into_inner);
+                    flaws.extend(users[n].iter().map(|id| (*id, why.clone())));
+                }
+            }
+            progress.done.fetch_add(raw(&chunks[range]), Ordering::Relaxed);
+            Ok::<(), ReadError>(())
+        }
+    })?;
+    let flaws = flaws.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(flaws.into_iter().map(|(id, why)| Flaw { id, why }).collect())
+}
+
+/// What is wrong with any of some chunks, if anything is.
+fn damaged(fetcher: &mut Fetcher, chunks: &[Chunk]) -> Result<Option<String>, ReadError> {
+    for read in fetch::plan(chunks) {
+        let result = fetcher.fetch(&read, &chunks[read.chunks.clone()], |_, _| Ok::<(), ReadError>(()));
+        if let Err(error) = result {
+            return why(error).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// What is said of a damaged object; any other error says nothing about it.
+fn why(error: ReadError) -> Result<String, ReadError> {
+    match error {
+        ReadError::Damaged { .. } => Ok(error.to_string()),
+        error => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::state::testkit::Kit;
+
+    #[test]
+    fn a_changed_byte_is_put_down_to_every_commit_that_needs_it() {
+        let mut kit = Kit::new();
+        kit.write("kept", b"in all three");
+        kit.write("changed", b"in the first only");
+        let first = kit.commit();
+        kit.write("changed", b"something else");
+        let second = kit.commit();
+        let ids = [first, second];
+        let verify = || verify(&kit.history, &ids, &Progress::default()).unwrap();
+        assert_eq!(verify(), []);
+        let object = std::fs::OpenOptions::new()
+            .write(true)
+            .open(kit.object_path(first))
+            .unwrap();
+        let whole = std::fs::read(kit.object_path(first)).unwrap();
+        let flawed = |content: &[u8]| {
+            // Short content is stored as it is within its frame.
+            let at = whole
+                .windows(content.len())
+                .position(|window| window == content)
+                .unwrap();
+            object.write_all_at(b"?", at as u64).unwrap();
+            let flawed: Vec<CommitId> = verify().into_iter().map(|flaw| flaw.id).collect();
+            object.write_all_at(&content[..1], at as u64).unwrap();
+            flawed
+        };
+        assert_eq!(flawed(b"in all three"), ids);
+        assert_eq!(flawed(b"in the first only"), [first]);
+    }
+}
