@@ -11,6 +11,7 @@
 //!                                   +-- browser: local CDP port -> tunnel -> upstream
 //! ```
 //!
+//! * [`boot`]: the sequence, top to bottom.
 //! * [`cli`]: the command line, one file a subcommand.
 //! * [`config`]: environment and file into one checked `Config`; secrets that cannot be printed.
 //! * [`event`]: the one vocabulary every module speaks about what happened.
@@ -21,6 +22,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 #![deny(unsafe_code)]
 
+pub mod boot;
 pub mod cli;
 pub mod config;
 pub mod event;

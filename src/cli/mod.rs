@@ -3,17 +3,28 @@
 //! Exit codes are the contract's (section 2): 0 done, 1 failed, 2 wrong usage, 69 no store, 70 a crash loop, 78 a bad
 //! configuration, 127/126 as a shell has them.
 
+mod check;
 mod exec;
+mod failure;
+mod history;
+mod restore;
+mod show;
+mod snapshot;
 
-use std::process::ExitCode;
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+
+use self::failure::Failure;
 
 /// PID 1 for a personal AI agent in a container that may vanish: restores its state, keeps its gateway alive,
 /// snapshots every change.
 #[derive(Debug, Parser)]
 #[command(name = "moltinit", version, max_term_width = 100)]
 pub struct Cli {
+    /// The configuration file [default: MOLTINIT_CONFIG, or /etc/moltinit/moltinit.toml if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -21,12 +32,27 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Exec(exec::Exec),
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
+    Restore(restore::Restore),
+    #[command(subcommand)]
+    Config(check::Config),
 }
 
 /// Runs the command that this process was called with.
 pub fn main() -> ExitCode {
-    let code = match Cli::parse().command {
-        Command::Exec(exec) => exec.run(),
+    let cli = Cli::parse();
+    let file = cli.config.as_deref();
+    let done = match cli.command {
+        Command::Exec(exec) => Ok(exec.run()),
+        Command::Snapshot(snapshot) => snapshot.run(file).map(|()| 0),
+        Command::Restore(restore) => restore.run(file).map(|()| 0),
+        Command::Config(config) => config.run(file).map(|()| 0),
     };
+    let code = done.unwrap_or_else(|Failure { code, error }| {
+        // PID 1 with a closed stderr ends with its code all the same.
+        let _ = writeln!(std::io::stderr(), "moltinit: {error:#}");
+        code
+    });
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

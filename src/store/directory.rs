@@ -98,6 +98,16 @@ impl Backend for Directory {
     fn check(&self) -> Result<(), StoreError> {
         match &self.expect {
             Expect::Directory => Ok(()),
+            Expect::Existing => match fs::metadata(&self.root) {
+                Ok(found) if found.is_dir() => Ok(()),
+                Ok(_) => Err(StoreError::NotADirectory {
+                    path: self.root.clone(),
+                }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StoreError::Missing {
+                    path: self.root.clone(),
+                }),
+                Err(error) => Err(StoreError::from_io("checking", self.root.clone(), error)),
+            },
             Expect::MountAt(_) => self.expected(mounts::covering(&self.root)),
         }
     }

@@ -31,6 +31,10 @@ pub enum StoreError {
         path: PathBuf,
         source: io::Error,
     },
+    #[error("{path} does not exist; name the directory that holds the snapshots, or make it", path = path.display())]
+    Missing { path: PathBuf },
+    #[error("{path} is not a directory; move what is there out of the way, or name another place", path = path.display())]
+    NotADirectory { path: PathBuf },
     #[error("{path}: no such object in the store", path = path.display())]
     NotFound { path: PathBuf },
     #[error("{path} is there already, and objects are never overwritten; use the next number", path = path.display())]
@@ -54,7 +58,8 @@ impl StoreError {
     pub(super) fn from_io(what: &'static str, path: PathBuf, source: io::Error) -> StoreError {
         use nix::errno::Errno as E;
         match source.raw_os_error().map(E::from_raw) {
-            Some(E::ENOENT | E::ENOTDIR) => StoreError::NotFound { path },
+            Some(E::ENOENT) => StoreError::NotFound { path },
+            Some(E::ENOTDIR) => StoreError::NotADirectory { path },
             Some(E::EEXIST) => StoreError::Exists { path },
             Some(E::ENOSPC | E::EDQUOT | E::EFBIG) => StoreError::NoSpace { what, path, source },
             Some(E::ENOTCONN | E::ECONNABORTED | E::ESTALE | E::ENODEV) => {

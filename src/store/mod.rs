@@ -28,6 +28,8 @@ use pool::{NoAnswer, Pool};
 pub enum Expect {
     /// Any directory; made when it is missing.
     Directory,
+    /// A directory that is there already; a missing one is a mistake in its name.
+    Existing,
     /// On the mount at this point, the store's directory itself or one above it. Where no such mount is, every
     /// call fails with [`StoreError::NotAMount`] and nothing is written.
     MountAt(PathBuf),

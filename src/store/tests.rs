@@ -115,3 +115,25 @@ fn a_spool_that_is_too_short_leaves_no_object() {
     assert!(store.put("one", &spool(b"short"), 50).is_err());
     assert_eq!(store.list("").unwrap(), []);
 }
+
+#[test]
+fn a_place_that_is_no_directory_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, missing) = (dir.path().join("file"), dir.path().join("missing"));
+    fs::write(&file, "in the way").unwrap();
+    let open = |path: &Path, expect| Store::open(path, expect, Patience::default());
+    for expect in [Expect::Directory, Expect::Existing] {
+        let store = open(&file, expect);
+        assert!(matches!(store.list("a"), Err(StoreError::NotADirectory { .. })));
+        assert!(matches!(
+            store.put("a/one", &spool(b"1"), 1),
+            Err(StoreError::NotADirectory { .. } | StoreError::Exists { .. })
+        ));
+    }
+    assert!(matches!(
+        open(&missing, Expect::Existing).list("a"),
+        Err(StoreError::Missing { .. })
+    ));
+    assert!(!missing.exists());
+    assert_eq!(fs::read(&file).unwrap(), b"in the way");
+}

@@ -1,0 +1,3 @@
+//! The sequence, top to bottom.
+
+pub mod store;

@@ -1,0 +1,184 @@
+//! `moltinit snapshot`: the state's history.
+
+use std::path::Path;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::{
+    failure::Failure,
+    history::{Where, Which, find},
+    show,
+};
+use crate::state::{
+    diff::{Change, diff},
+    model::{Entry, Kind},
+};
+
+/// The history of the agent's state
+#[derive(Debug, Subcommand)]
+pub enum Snapshot {
+    /// Every snapshot there is, oldest first
+    List {
+        #[command(flatten)]
+        place: Where,
+        #[arg(long)]
+        json: bool,
+    },
+    /// The files of a snapshot
+    Show {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        place: Where,
+        #[arg(long)]
+        json: bool,
+    },
+    /// What changed from one snapshot to another
+    Diff {
+        /// The older one's id
+        old: String,
+        /// The newer one's id
+        #[arg(default_value = "latest")]
+        new: String,
+        #[command(flatten)]
+        place: Where,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Snapshot {
+    pub fn run(self, file: Option<&Path>) -> Result<(), Failure> {
+        match self {
+            Snapshot::List { place, json } => list(place, json, file),
+            Snapshot::Show { which, place, json } => files(&which, place, json, file),
+            Snapshot::Diff { old, new, place, json } => changes(&old, &new, place, json, file),
+        }
+    }
+}
+
+fn list(place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
+    let history = place.open(file)?;
+    let (commits, problems) = history.list()?;
+    if json {
+        return Ok(show::json(&json!({ "snapshots": commits, "problems": problems }))?);
+    }
+    let titles = ["SNAPSHOT", "TIME", "WHY", "FILES", "STATE", "STORED", ""].map(str::to_owned);
+    let rows = commits.iter().map(|commit| {
+        let meta = &commit.meta;
+        let mut remarks = Vec::new();
+        if !commit.on_line {
+            remarks.push("branch".to_owned());
+        }
+        if let Some(why) = &meta.suspicious {
+            remarks.push(format!("suspicious: {why}"));
+        }
+        if !meta.warnings.is_empty() {
+            remarks.push(format!("{} warning(s)", meta.warnings.len()));
+        }
+        [
+            meta.id.to_string(),
+            meta.time.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+            format!("{:?}", meta.reason).to_lowercase(),
+            meta.files.to_string(),
+            show::bytes(meta.bytes),
+            show::bytes(commit.size),
+            remarks.join("; "),
+        ]
+    });
+    show::table(&[titles].into_iter().chain(rows).collect::<Vec<_>>())?;
+    for problem in problems {
+        tell(&format!("{} is no snapshot: {}", problem.object, problem.why));
+    }
+    Ok(())
+}
+
+fn files(which: &Which, place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
+    let history = place.open(file)?;
+    let id = which.find(&history)?;
+    let (info, _) = history.info(id)?;
+    let head = history.load(id)?;
+    if json {
+        let files = head.tree().iter().map(|(path, entry)| described(path, entry));
+        return Ok(show::json(
+            &json!({ "snapshot": info.meta, "files": files.collect::<Vec<_>>() }),
+        )?);
+    }
+    let rows = head.tree().iter().map(|(path, entry)| {
+        let (kind, len) = summed(&entry.kind);
+        [
+            format!("{kind}{:04o}", entry.mode),
+            len.map(show::bytes).unwrap_or_default(),
+            show::path(path),
+        ]
+    });
+    show::table(&rows.collect::<Vec<_>>())?;
+    for warning in &info.meta.warnings {
+        tell(warning);
+    }
+    Ok(())
+}
+
+fn changes(old: &str, new: &str, place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
+    let history = place.open(file)?;
+    let (old, new) = (history.load(find(&history, old)?)?, history.load(find(&history, new)?)?);
+    let changes = diff(old.tree(), new.tree());
+    if json {
+        let changes = changes
+            .iter()
+            .map(|(path, change)| json!({ "path": show::path(path), "change": change }));
+        return Ok(show::json(&changes.collect::<Vec<_>>())?);
+    }
+    let rows = changes.iter().map(|(path, change)| {
+        let sign = match change {
+            Change::Added => "+",
+            Change::Removed => "-",
+            Change::Changed => "M",
+        };
+        [sign.to_owned(), show::path(path)]
+    });
+    Ok(show::table(&rows.collect::<Vec<_>>())?)
+}
+
+/// A letter as `ls` has it (`q` for a database), and the length of what has one.
+fn summed(kind: &Kind) -> (char, Option<u64>) {
+    match kind {
+        Kind::Dir => ('d', None),
+        Kind::File { len, .. } => ('-', Some(*len)),
+        Kind::Sqlite { len, .. } => ('q', Some(*len)),
+        Kind::Symlink { .. } => ('l', None),
+        Kind::HardLink { .. } => ('h', None),
+    }
+}
+
+fn described(path: &[u8], entry: &Entry) -> serde_json::Value {
+    let kind = match &entry.kind {
+        Kind::Dir => "dir",
+        Kind::File { .. } => "file",
+        Kind::Sqlite { .. } => "sqlite",
+        Kind::Symlink { .. } => "symlink",
+        Kind::HardLink { .. } => "hard_link",
+    };
+    let target = match &entry.kind {
+        Kind::Symlink { target } => Some(show::path(target)),
+        Kind::HardLink { to } => Some(show::path(to)),
+        _ => None,
+    };
+    json!({
+        "path": show::path(path),
+        "kind": kind,
+        "len": summed(&entry.kind).1,
+        "target": target,
+        "mode": format!("{:04o}", entry.mode),
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "mtime_ns": entry.mtime_ns,
+    })
+}
+
+/// A remark beside the result, which has stdout to itself.
+fn tell(remark: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "moltinit: {remark}");
+}
