@@ -10,11 +10,13 @@ pub mod chunk;
 pub mod compact;
 pub mod crypt;
 pub mod diff;
+pub mod exclude;
 pub mod fetch;
 pub mod head;
 pub mod history;
 pub mod lineage;
 pub mod model;
+pub mod pace;
 mod parallel;
 pub mod prune;
 pub mod recover;
@@ -22,6 +24,8 @@ pub mod restore;
 pub mod retain;
 pub mod segment;
 pub mod verify;
+pub mod walk;
+pub mod watch;
 
 #[cfg(test)]
 mod testkit;
