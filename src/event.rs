@@ -6,13 +6,13 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::state::model::CommitId;
 
 /// How far the boot has come; `pendingReason` of `/startupz` until it is [`Phase::Done`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     Store,
@@ -23,7 +23,7 @@ pub enum Phase {
 }
 
 /// Where a service stands. The contract of these names is the status document's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ServiceState {
     Stopped,
@@ -92,6 +92,15 @@ pub enum Event {
         within_ms: u64,
         why: String,
     },
+    /// The version of the gateway that is installed.
+    GatewayFound {
+        version: String,
+    },
+    /// Resident memory of a service's whole process tree, in bytes.
+    ServiceMeasured {
+        service: String,
+        memory: u64,
+    },
     GatewayConfigRolledBack {
         reason: String,
         kept: String,
@@ -120,6 +129,11 @@ pub enum Event {
     StoreAvailable {
         path: String,
         durable: bool,
+    },
+    /// What the store holds of this instance, counted while listing it.
+    StoreMeasured {
+        objects: u64,
+        bytes: u64,
     },
     StoreUnavailable {
         why: String,
@@ -179,9 +193,47 @@ impl Event {
             Event::ShutdownFinished { .. } => "shutdown.finished",
             Event::BootPhase { .. }
             | Event::ServiceChanged { .. }
+            | Event::GatewayFound { .. }
+            | Event::ServiceMeasured { .. }
             | Event::SnapshotPending { .. }
-            | Event::StoreAvailable { .. } => return None,
+            | Event::StoreAvailable { .. }
+            | Event::StoreMeasured { .. } => return None,
         })
+    }
+
+    /// Every text in it that may quote what others wrote.
+    pub fn texts(&mut self) -> Vec<&mut String> {
+        match self {
+            Event::ServiceChanged { service, why, .. } => std::iter::once(service).chain(why).collect(),
+            Event::StateRestoreDegraded { why, .. }
+            | Event::SnapshotFailed { why, .. }
+            | Event::SnapshotSuspicious { why, .. }
+            | Event::StoreUnavailable { why }
+            | Event::ShutdownStarted { why } => vec![why],
+            Event::ServiceStarted { service, .. }
+            | Event::ServiceReady { service, .. }
+            | Event::ServiceMeasured { service, .. }
+            | Event::ServiceExited { service, .. } => vec![service],
+            Event::ServiceUnhealthy { service, why } | Event::ServiceCrashLoop { service, why, .. } => {
+                vec![service, why]
+            }
+            Event::GatewayFound { version } => vec![version],
+            Event::GatewayConfigRolledBack { reason, kept } => vec![reason, kept],
+            Event::StoreAvailable { path, .. } => vec![path],
+            Event::StoreFenced { by, why } => vec![by, why],
+            Event::BrowserConnected { upstream } => vec![upstream],
+            Event::BrowserFailed { upstream, why } => vec![upstream, why],
+            Event::MemoryPressure { service, .. } => service.iter_mut().collect(),
+            Event::BootStarted { .. }
+            | Event::BootPhase { .. }
+            | Event::StateRestored { .. }
+            | Event::SnapshotPending { .. }
+            | Event::SnapshotCommitted { .. }
+            | Event::StoreMeasured { .. }
+            | Event::StoreRecovered { .. }
+            | Event::Heartbeat
+            | Event::ShutdownFinished { .. } => Vec::new(),
+        }
     }
 }
 

@@ -17,6 +17,7 @@
 //! * [`event`]: the one vocabulary every module speaks about what happened.
 //! * [`log`]: lines to stderr that never block.
 //! * [`pid1`]: reaper, spawner, and `exec`; the only unsafe code.
+//! * [`report`]: probes, status, event log, callbacks; the way in for commands.
 //! * [`state`]: what is in a snapshot and how it gets there and back.
 //! * [`store`]: a directory of immutable objects that may hang or vanish.
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -28,5 +29,6 @@ pub mod config;
 pub mod event;
 pub mod log;
 pub mod pid1;
+pub mod report;
 pub mod state;
 pub mod store;

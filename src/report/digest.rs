@@ -1,0 +1,140 @@
+//! `snapshot.committed` at most once a minute: a busy agent commits every second, and nobody wants each told.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{event::Event, state::model::CommitId};
+
+/// The least time between two `snapshot.committed` events.
+pub const GAP: Duration = Duration::from_secs(60);
+
+/// The commits since the last one that was told, as one.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Totals {
+    /// The newest.
+    pub commit: CommitId,
+    /// What the oldest of them followed.
+    pub parent: Option<CommitId>,
+    pub commits: u64,
+    /// Of the newest.
+    pub files: u64,
+    pub state_bytes: u64,
+    /// Of all of them.
+    pub stored_bytes: u64,
+    pub operations: u64,
+    /// The slowest.
+    pub took_ms: u64,
+}
+
+/// Decides when commits are told; a function of what it is given.
+#[derive(Debug, Default)]
+pub struct Digest {
+    told: Option<Timestamp>,
+    held: Option<Totals>,
+}
+
+impl Digest {
+    /// Takes in an event; anything but a commit changes nothing.
+    pub fn add(&mut self, event: &Event) {
+        let Event::SnapshotCommitted {
+            commit,
+            parent,
+            files,
+            state_bytes,
+            stored_bytes,
+            operations,
+            took_ms,
+        } = *event
+        else {
+            return;
+        };
+        let before = self.held.take();
+        let sum = |own: u64, held: fn(&Totals) -> u64| before.as_ref().map_or(0, held).saturating_add(own);
+        self.held = Some(Totals {
+            commit,
+            parent: before.as_ref().map_or(parent, |before| before.parent),
+            commits: sum(1, |held| held.commits),
+            files,
+            state_bytes,
+            stored_bytes: sum(stored_bytes, |held| held.stored_bytes),
+            operations: sum(operations, |held| held.operations),
+            took_ms: before.as_ref().map_or(0, |held| held.took_ms).max(took_ms),
+        });
+    }
+
+    /// How long from `now` until there is something to tell; `None` if nothing is held back.
+    pub fn due_in(&self, now: Timestamp) -> Option<Duration> {
+        self.held.as_ref()?;
+        let Some(told) = self.told else {
+            return Some(Duration::ZERO);
+        };
+        let since = Duration::try_from(now.duration_since(told)).unwrap_or(Duration::ZERO);
+        Some(GAP.saturating_sub(since))
+    }
+
+    /// What is to be told now, whether due or not; at shutdown nothing is held back.
+    pub fn take(&mut self, now: Timestamp) -> Option<Totals> {
+        let held = self.held.take()?;
+        self.told = Some(now);
+        Some(held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use proptest::prelude::*;
+    use ulid::Ulid;
+
+    use super::*;
+
+    fn commit(seq: u64) -> Event {
+        let id = |seq| CommitId {
+            generation: Ulid::nil(),
+            seq,
+        };
+        Event::SnapshotCommitted {
+            commit: id(seq),
+            parent: seq.checked_sub(1).map(id),
+            files: seq,
+            state_bytes: 100,
+            stored_bytes: 10,
+            operations: 2,
+            took_ms: seq % 7,
+        }
+    }
+
+    proptest! {
+        /// Whatever the pace of commits, none is told sooner than a minute after the one before, and the totals
+        /// of what is told add up to all of them.
+        #[test]
+        fn nothing_is_lost_and_nothing_comes_too_often(gaps in prop::collection::vec(0i64..90_000, 1..80)) {
+            let mut now = Timestamp::UNIX_EPOCH;
+            let mut digest = Digest::default();
+            let mut told: Vec<(Timestamp, Totals)> = Vec::new();
+            for (seq, gap) in gaps.iter().enumerate() {
+                let then = now + SignedDuration::from_millis(*gap);
+                while let Some(wait) = digest.due_in(now) {
+                    let due = now + SignedDuration::try_from(wait).unwrap();
+                    if due > then {
+                        break;
+                    }
+                    now = due;
+                    told.push((now, digest.take(now).unwrap()));
+                }
+                now = then;
+                digest.add(&commit(seq as u64));
+            }
+            for pair in told.windows(2) {
+                prop_assert!(pair[1].0.duration_since(pair[0].0) >= SignedDuration::try_from(GAP).unwrap());
+                prop_assert_eq!(pair[1].1.parent, Some(pair[0].1.commit));
+            }
+            told.extend(digest.take(now).map(|last| (now, last)));
+            prop_assert_eq!(told.iter().map(|(_, totals)| totals.commits).sum::<u64>(), gaps.len() as u64);
+            prop_assert_eq!(told.iter().map(|(_, totals)| totals.stored_bytes).sum::<u64>(), 10 * gaps.len() as u64);
+            prop_assert_eq!(digest.due_in(now), None);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Saying how it is: probes, the status document, the event log, signed callbacks, and the way in for commands.
+//!
+//! ```text
+//! Event -> desk -> board (status) -> probes, /status, /metrics, `moltinit status`
+//!            |
+//!            +---> outbox (SQLite) -> /events, deliver -> callback URL
+//! ```
+//!
+//! * [`desk`](self): masks, folds, hands on; the single reader of the events.
+//! * [`status`]: the one document; [`fold`](self) makes it from events.
+//! * [`outbox`](self): every event numbered and on disk before anybody is told.
+//! * [`http`]: the routes, on a TCP port with a token and on a socket in the run directory without.
+//! * [`control`]: what the rest of the supervisor must be able to do for whoever asks.
+//! * [`client`], [`table`]: the other end, for the command line.
+
+mod board;
+pub mod client;
+pub mod control;
+mod cost;
+mod deliver;
+mod desk;
+mod digest;
+mod fold;
+pub mod http;
+mod memory;
+mod outbox;
+mod record;
+mod settings;
+pub mod status;
+pub mod table;
+#[cfg(test)]
+mod tests;
+mod webhook;
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use ulid::Ulid;
+
+use self::{board::Board, control::Control, desk::Desk, digest::Digest, outbox::Outbox, status::Status};
+pub use self::{
+    record::Record,
+    settings::{Callback, Settings},
+    webhook::{BadKey, SigningKey},
+};
+use crate::{config::Config, event::Event};
+
+/// The control socket's name in the run directory.
+pub const SOCKET: &str = "control.sock";
+
+/// What a report is about and where it keeps things. Unlike [`Settings`] it never changes.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub instance: String,
+    pub boot: Ulid,
+    /// Not ready without a store.
+    pub store_required: bool,
+    /// A root of every snapshot: carries what is undelivered to the next container. Not touched before
+    /// `Event::BootPhase` says that the restore is over.
+    pub data_dir: PathBuf,
+    /// Holds the event log and the control socket, for as long as the container lives.
+    pub run_dir: PathBuf,
+}
+
+impl Place {
+    pub fn of(config: &Config, boot: Ulid) -> Place {
+        Place {
+            instance: config.store.instance.clone(),
+            boot,
+            store_required: config.store.required,
+            data_dir: config.data_dir.clone(),
+            run_dir: config.run_dir.clone(),
+        }
+    }
+}
+
+/// The address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {addr}: {source}{}", hint(source))]
+pub struct BindError {
+    addr: SocketAddr,
+    source: io::Error,
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; stop what listens there (`ss -ltnp` names it) or set MOLTINIT_HTTP_ADDR",
+        io::ErrorKind::AddrNotAvailable => "; this machine has no such address, set MOLTINIT_HTTP_ADDR",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 are for root, set MOLTINIT_HTTP_ADDR",
+        _ => "",
+    }
+}
+
+/// Takes the port for [`Report::serve`]. Early, so that a busy one is found before anything is started.
+///
+/// # Errors
+/// The port is taken, or the address is not of this machine.
+pub async fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(addr)
+        .await
+        .map_err(|source| BindError { addr, source })
+}
+
+/// The running report.
+pub struct Report {
+    place: Place,
+    board: Arc<Board>,
+    outbox: Outbox,
+    settings: watch::Sender<Settings>,
+    close_by: watch::Sender<Option<Instant>>,
+    drain: mpsc::Sender<oneshot::Sender<()>>,
+    delivery: JoinHandle<u64>,
+}
+
+impl Report {
+    /// Begins to read `events` and to deliver. Touches no disk itself; its parts do, on threads of their own.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn start(place: Place, settings: Settings, events: mpsc::UnboundedReceiver<Event>) -> io::Result<Report> {
+        let outbox = Outbox::start(&place.run_dir, place.boot, &place.instance)?;
+        let status = Status::new(&place.instance, place.boot, place.store_required, Timestamp::now());
+        let board = Arc::new(Board::new(status, outbox.progress()));
+        let (settings, current) = watch::channel(settings);
+        let (close_by, closing) = watch::channel(None);
+        let (drain, drained) = mpsc::channel(1);
+        let desk = Desk {
+            board: board.clone(),
+            outbox: outbox.clone(),
+            settings: current.clone(),
+            data_dir: place.data_dir.clone(),
+            digest: Digest::default(),
+            adopted: false,
+        };
+        tokio::spawn(desk.run(events, drained));
+        let orders = deliver::Orders {
+            settings: current,
+            close_by: closing,
+        };
+        let delivery = tokio::spawn(deliver::run(outbox.clone(), board.clone(), orders));
+        Ok(Report {
+            place,
+            board,
+            outbox,
+            settings,
+            close_by,
+            drain,
+            delivery,
+        })
+    }
+
+    /// Serves the routes on `listener`, and without a token on the control socket in the run directory.
+    ///
+    /// # Errors
+    /// The control socket cannot be made, or another moltinit answers on it.
+    pub fn serve(&self, listener: TcpListener, control: Arc<dyn Control>) -> Result<(), http::SocketError> {
+        let shared = Arc::new(http::Shared::new(
+            self.board.clone(),
+            self.outbox.clone(),
+            self.settings.subscribe(),
+            control,
+            self.place.boot,
+        ));
+        let socket = http::socket(&self.place.run_dir.join(SOCKET))?;
+        tokio::spawn(http::serve(socket, http::router(shared.clone(), http::Way::Socket)));
+        tokio::spawn(http::serve(listener, http::router(shared, http::Way::Network)));
+        Ok(())
+    }
+
+    /// Everything as it is now, every age filled in.
+    pub fn status(&self) -> Status {
+        self.board.document()
+    }
+
+    /// Goes on with other settings: `moltinit attach` has brought what PID 1 was not given.
+    pub fn set(&self, settings: Settings) {
+        self.settings.send_replace(settings);
+    }
+
+    /// Ends when every event emitted before is stored, and what is undelivered is in the data directory for the
+    /// next container. Call it right before the last commit.
+    pub async fn carry(&self) {
+        self.settle().await;
+        if let Err(error) = self.outbox.carry().await {
+            tracing::error!(%error, "undelivered events are lost with this container");
+        }
+    }
+
+    /// Delivers what is left, within `budget`; ends with how many events stay undelivered. Emit the last event
+    /// before. Probes go on being answered until the process ends.
+    pub async fn close(self, budget: Duration) -> u64 {
+        let deadline = Instant::now() + budget;
+        // A disk that hangs must not cost more than the budget.
+        let _ = tokio::time::timeout_at(deadline, self.settle()).await;
+        self.close_by.send_replace(Some(deadline));
+        let left = self.delivery.await.unwrap_or(0);
+        if left > 0 {
+            let _ = tokio::time::timeout(CARRY_BUDGET, self.outbox.carry()).await;
+        }
+        left
+    }
+
+    async fn settle(&self) {
+        let (done, settled) = oneshot::channel();
+        if self.drain.send(done).await.is_ok() {
+            let _ = settled.await;
+        }
+    }
+}
+
+/// For the last copy of what could not be delivered.
+const CARRY_BUDGET: Duration = Duration::from_secs(2);

@@ -1,0 +1,414 @@
+//! The event log in SQLite: numbering, the bound, and what has been delivered. Synchronous; the outbox's thread
+//! is its only user.
+//!
+//! A number is given in the transaction that stores its event, so a crash leaves neither a gap nor a number
+//! without an event.
+
+use std::{collections::BTreeMap, path::Path};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use serde_json::json;
+use ulid::Ulid;
+
+use crate::report::{
+    cost::Costs,
+    record::{self, Record},
+};
+
+/// At most so many events are kept.
+pub const BOUND: u64 = 10_000;
+
+/// Beyond the bound so many go at once, or each new event would cost one `events.dropped`.
+const SLACK: u64 = 100;
+
+/// The type of the event that says what was given up. Its count takes in those of its like that are given up.
+const DROPPED: &str = "events.dropped";
+
+/// Creates what is not there. `delivered` rows stay for readers of the log until the bound needs their place.
+pub(super) const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS events (
+        boot TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        type TEXT NOT NULL,
+        time TEXT NOT NULL,
+        instance TEXT NOT NULL,
+        data TEXT NOT NULL,
+        delivered INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (boot, seq)
+    ) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS undelivered ON events (boot, seq, type) WHERE delivered = 0;
+    CREATE TABLE IF NOT EXISTS costs (month TEXT PRIMARY KEY, costs TEXT NOT NULL) WITHOUT ROWID;
+";
+
+/// An event that has no number yet.
+#[derive(Debug, Clone)]
+pub struct New {
+    pub kind: &'static str,
+    pub time: jiff::Timestamp,
+    pub data: serde_json::Value,
+    /// The month's costs as of this event, kept with it.
+    pub costs: Option<Costs>,
+}
+
+/// The part of the log that one boot wrote.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Span {
+    pub boot: Ulid,
+    pub first: u64,
+    pub last: u64,
+}
+
+/// How much the log holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// The last number of this boot.
+    pub last_seq: u64,
+    pub kept: u64,
+    pub undelivered: u64,
+    /// Undelivered events given up for the bound, in this boot.
+    pub dropped: u64,
+}
+
+pub struct Table {
+    db: Connection,
+    boot: Ulid,
+    instance: String,
+    bound: u64,
+    counts: Counts,
+}
+
+impl Table {
+    /// Opens or creates the log.
+    ///
+    /// # Errors
+    /// SQLite's, among them that the file is damaged.
+    pub fn open(path: &Path, boot: Ulid, instance: &str, bound: u64) -> rusqlite::Result<Table> {
+        let db = Connection::open(path)?;
+        db.busy_timeout(std::time::Duration::from_secs(5))?;
+        db.pragma_update(None, "journal_mode", "WAL")?;
+        db.pragma_update(None, "synchronous", "FULL")?;
+        // The log is small and read in order: a quarter of a megabyte of cache, and a short WAL.
+        db.pragma_update(None, "cache_size", -256)?;
+        db.pragma_update(None, "wal_autocheckpoint", 64)?;
+        check(&db)?;
+        db.execute_batch(SCHEMA)?;
+        let mut table = Table {
+            db,
+            boot,
+            instance: instance.to_owned(),
+            bound,
+            counts: Counts::default(),
+        };
+        table.count()?;
+        Ok(table)
+    }
+
+    /// Whether the file is a sound database.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check(path: &Path) -> rusqlite::Result<()> {
+        check(&Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?)
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    fn count(&mut self) -> rusqlite::Result<()> {
+        let one = |sql: &str| self.db.query_row(sql, [], |row| row.get::<_, u64>(0));
+        let kept = one("SELECT count(*) FROM events")?;
+        let undelivered = one("SELECT count(*) FROM events WHERE delivered = 0")?;
+        let last_seq = self.db.query_row(
+            "SELECT coalesce(max(seq), 0) FROM events WHERE boot = ?",
+            [self.boot.to_string()],
+            |row| row.get(0),
+        )?;
+        self.counts = Counts {
+            // Given up or not, a number is not given twice.
+            last_seq: self.counts.last_seq.max(last_seq),
+            kept,
+            undelivered,
+            ..self.counts
+        };
+        Ok(())
+    }
+
+    /// Numbers and stores the events, all or none of them, making room first.
+    pub fn append(&mut self, events: &[New]) -> rusqlite::Result<()> {
+        let tx = self.db.transaction()?;
+        let mut counts = self.counts;
+        for event in events {
+            if counts.kept >= self.bound {
+                let victims = evict(&tx, counts.kept + 1 - self.bound + SLACK.min(self.bound / 2))?;
+                counts.kept -= victims.rows;
+                counts.undelivered -= victims.undelivered;
+                if victims.lost.count > 0 {
+                    counts.dropped += victims.lost.count - victims.lost.known;
+                    let data = victims.lost.data();
+                    insert(&tx, self.boot, &mut counts, DROPPED, event.time, &self.instance, &data)?;
+                }
+            }
+            let instance = &self.instance;
+            insert(
+                &tx,
+                self.boot,
+                &mut counts,
+                event.kind,
+                event.time,
+                instance,
+                &event.data,
+            )?;
+            if let Some(costs) = &event.costs {
+                let text = serde_json::to_string(costs).expect("plain data");
+                tx.execute("DELETE FROM costs WHERE month <> ?", [&costs.month])?;
+                tx.execute("INSERT OR REPLACE INTO costs VALUES (?, ?)", [&costs.month, &text])?;
+            }
+        }
+        tx.commit()?;
+        self.counts = counts;
+        Ok(())
+    }
+
+    /// The event to deliver next: the oldest of the oldest boot.
+    pub fn next(&self) -> rusqlite::Result<Option<Record>> {
+        self.db
+            .prepare_cached("SELECT * FROM events WHERE delivered = 0 ORDER BY boot, seq LIMIT 1")?
+            .query_row([], record)
+            .optional()
+    }
+
+    pub fn delivered(&mut self, boot: Ulid, seq: u64) -> rusqlite::Result<()> {
+        let changed = self.db.execute(
+            "UPDATE events SET delivered = 1 WHERE boot = ? AND seq = ? AND delivered = 0",
+            params![boot.to_string(), seq],
+        )?;
+        self.counts.undelivered -= changed as u64;
+        Ok(())
+    }
+
+    /// At most `limit` events of a boot, from the one after `seq`.
+    pub fn after(&self, boot: Ulid, seq: u64, limit: u32) -> rusqlite::Result<Vec<Record>> {
+        self.db
+            .prepare_cached("SELECT * FROM events WHERE boot = ? AND seq > ? ORDER BY seq LIMIT ?")?
+            .query_map(
+                params![boot.to_string(), i64::try_from(seq).unwrap_or(i64::MAX), limit],
+                record,
+            )?
+            .collect()
+    }
+
+    /// What there is of which boot, oldest first.
+    pub fn spans(&self) -> rusqlite::Result<Vec<Span>> {
+        self.db
+            .prepare_cached("SELECT boot, min(seq), max(seq) FROM events GROUP BY boot ORDER BY boot")?
+            .query_map([], |row| {
+                Ok(Span {
+                    boot: ulid(row, 0)?,
+                    first: row.get(1)?,
+                    last: row.get(2)?,
+                })
+            })?
+            .collect()
+    }
+
+    /// What the month had cost when that was last kept.
+    pub fn costs(&self) -> rusqlite::Result<Option<Costs>> {
+        costs(&self.db, "main")
+    }
+
+    /// The newest undelivered event that is worth a commit; heartbeats and snapshots are not, or every commit
+    /// would call for another.
+    pub fn newest_worth_carrying(&self) -> rusqlite::Result<Option<(String, u64)>> {
+        self.db
+            .prepare_cached(
+                "SELECT boot, seq FROM events
+                 WHERE delivered = 0 AND type NOT IN ('heartbeat', 'snapshot.committed')
+                 ORDER BY boot DESC, seq DESC LIMIT 1",
+            )?
+            .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()
+    }
+
+    /// Writes what is undelivered, and the costs, into a new database.
+    pub fn copy_undelivered(&self, to: &Path) -> rusqlite::Result<()> {
+        self.with_attached(to, |db| {
+            // The caller puts the finished file in place, so half of one is never seen.
+            db.execute_batch("PRAGMA other.journal_mode = OFF; PRAGMA other.synchronous = OFF")?;
+            db.execute_batch(&SCHEMA.replace("EXISTS ", "EXISTS other."))?;
+            db.execute_batch(
+                "INSERT INTO other.events SELECT * FROM main.events WHERE delivered = 0;
+                 INSERT INTO other.costs SELECT * FROM main.costs;",
+            )
+        })
+    }
+
+    /// Takes over every event of the log at `from`, which stays as it is; one that both have counts as delivered if
+    /// either says so. Says what the month had cost there.
+    pub fn absorb(&mut self, from: &Path) -> rusqlite::Result<Option<Costs>> {
+        let costs = self.with_attached(from, |db| {
+            db.execute_batch(
+                "INSERT INTO main.events SELECT * FROM other.events WHERE true
+                 ON CONFLICT DO UPDATE SET delivered = max(delivered, excluded.delivered)",
+            )?;
+            costs(db, "other")
+        })?;
+        self.count()?;
+        Ok(costs)
+    }
+
+    fn with_attached<T>(
+        &self,
+        path: &Path,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        self.db
+            .execute("ATTACH ? AS other", [path.as_os_str().as_encoded_bytes()])?;
+        let done = work(&self.db);
+        self.db.flush_prepared_statement_cache();
+        self.db.execute("DETACH other", [])?;
+        done
+    }
+}
+
+fn check(db: &Connection) -> rusqlite::Result<()> {
+    let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if verdict == "ok" {
+        return Ok(());
+    }
+    Err(rusqlite::Error::SqliteFailure(
+        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
+        Some(verdict),
+    ))
+}
+
+/// What the month had cost when that was last kept in the schema of that name.
+fn costs(db: &Connection, schema: &str) -> rusqlite::Result<Option<Costs>> {
+    let text: Option<String> = db
+        .query_row(
+            &format!("SELECT costs FROM {schema}.costs ORDER BY month DESC LIMIT 1"),
+            [],
+            |row| row.get(0),
+        )
+        .optional()?;
+    Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+}
+
+fn insert(
+    tx: &Connection,
+    boot: Ulid,
+    counts: &mut Counts,
+    kind: &str,
+    time: jiff::Timestamp,
+    instance: &str,
+    data: &serde_json::Value,
+) -> rusqlite::Result<()> {
+    let seq = counts.last_seq + 1;
+    tx.prepare_cached("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, 0)")?
+        .execute(params![
+            boot.to_string(),
+            seq,
+            kind,
+            time.to_string(),
+            instance,
+            data.to_string()
+        ])?;
+    counts.last_seq = seq;
+    counts.kept += 1;
+    counts.undelivered += 1;
+    Ok(())
+}
+
+/// Undelivered events that were given up.
+#[derive(Default)]
+struct Lost {
+    count: u64,
+    /// Of `count`, those that an earlier `events.dropped` already told of.
+    known: u64,
+    types: BTreeMap<String, u64>,
+    first: Option<String>,
+    last: Option<String>,
+}
+
+impl Lost {
+    fn add(&mut self, event: &Record) {
+        if event.kind == DROPPED {
+            let earlier = event.data["count"].as_u64().unwrap_or(0);
+            self.count += earlier;
+            self.known += earlier;
+            for (kind, count) in event.data["types"].as_object().into_iter().flatten() {
+                *self.types.entry(kind.clone()).or_default() += count.as_u64().unwrap_or(0);
+            }
+        } else {
+            self.count += 1;
+            *self.types.entry(event.kind.clone()).or_default() += 1;
+        }
+        self.first.get_or_insert_with(|| event.id.clone());
+        self.last = Some(event.id.clone());
+    }
+
+    fn data(&self) -> serde_json::Value {
+        json!({ "count": self.count, "types": self.types, "first": self.first, "last": self.last })
+    }
+}
+
+struct Victims {
+    rows: u64,
+    undelivered: u64,
+    lost: Lost,
+}
+
+/// Makes room for `count` events: first what was delivered, then heartbeats and snapshots, then the rest, the
+/// oldest of each first.
+fn evict(tx: &Connection, count: u64) -> rusqlite::Result<Victims> {
+    let mut victims = Victims {
+        rows: 0,
+        undelivered: 0,
+        lost: Lost::default(),
+    };
+    let rows: Vec<(Record, bool)> = tx
+        .prepare_cached(
+            "SELECT * FROM events
+             ORDER BY delivered DESC, type IN ('heartbeat', 'snapshot.committed') DESC, boot, seq LIMIT ?",
+        )?
+        .query_map([count], |row| Ok((record(row)?, row.get(6)?)))?
+        .collect::<Result<_, _>>()?;
+    for (event, delivered) in rows {
+        tx.prepare_cached("DELETE FROM events WHERE boot = ? AND seq = ?")?
+            .execute(params![event.boot.to_string(), event.seq])?;
+        victims.rows += 1;
+        if !delivered {
+            victims.undelivered += 1;
+            victims.lost.add(&event);
+        }
+    }
+    Ok(victims)
+}
+
+fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+    let boot = ulid(row, 0)?;
+    let seq = row.get(1)?;
+    let bad = |column, error: Box<dyn std::error::Error + Send + Sync>| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error)
+    };
+    Ok(Record {
+        id: record::id(boot, seq),
+        boot,
+        seq,
+        kind: row.get(2)?,
+        time: row
+            .get::<_, String>(3)?
+            .parse()
+            .map_err(|error: jiff::Error| bad(3, error.into()))?,
+        instance: row.get(4)?,
+        data: serde_json::from_str(&row.get::<_, String>(5)?).map_err(|error| bad(5, error.into()))?,
+    })
+}
+
+fn ulid(row: &Row<'_>, column: usize) -> rusqlite::Result<Ulid> {
+    row.get::<_, String>(column)?
+        .parse()
+        .map_err(|error: ulid::DecodeError| {
+            rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
+        })
+}
