@@ -12,6 +12,7 @@
 //! ```
 //!
 //! * [`boot`]: the sequence, top to bottom.
+//! * [`browser`]: a local CDP port, tunnelled to a browser elsewhere.
 //! * [`cli`]: the command line, one file a subcommand.
 //! * [`config`]: environment and file into one checked `Config`; secrets that cannot be printed.
 //! * [`event`]: the one vocabulary every module speaks about what happened.
@@ -24,6 +25,7 @@
 #![deny(unsafe_code)]
 
 pub mod boot;
+pub mod browser;
 pub mod cli;
 pub mod config;
 pub mod event;

@@ -4,5 +4,6 @@
     reason = "tests are no supervisor: they may spawn and wait as they like"
 )]
 
+mod browser;
 mod exec;
 mod support;

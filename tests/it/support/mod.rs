@@ -1,15 +1,24 @@
 //! What black-box tests share: a container to run moltinit in, a client for its HTTP, and waiting with a deadline.
 
+pub mod http;
 pub mod process;
 pub mod pty;
 
-use std::time::{Duration, Instant};
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
 
 /// The binary under test.
 pub const MOLTINIT: &str = env!("CARGO_BIN_EXE_moltinit");
 
 /// Generous: a deadline is there to end a test that hangs, not to measure.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A loopback port that nobody listens on. The listener that found it is gone, so use it soon.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
 
 /// Asks until there is an answer.
 ///

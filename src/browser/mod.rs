@@ -1,0 +1,71 @@
+//! A local browser for the agent: an ordinary Chrome DevTools endpoint on loopback, and behind it a tunnel to a browser
+//! elsewhere.
+//!
+//! ```text
+//! gateway, scripts -> 127.0.0.1:9222 -> guard -> discovery (answered here)
+//!                                         |
+//!                                         +-> session: accepts at once, dials on the first command -> relay -> upstream
+//! ```
+//!
+//! * [`guard`]: who may come in.
+//! * [`discovery`]: `/json/version` and its kin.
+//! * [`session`]: one WebSocket, from the upgrade to its end.
+//! * [`relay`]: bytes from one side to the other, frame by frame, never a message in memory.
+//! * [`upstream`]: which browser, how it is dialled, and what its refusals mean.
+
+mod discovery;
+mod frame;
+mod guard;
+mod relay;
+mod server;
+mod session;
+pub mod upstream;
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use tokio::net::TcpListener;
+
+use self::upstream::Upstream;
+use crate::{config::secret::Secret, event::Events};
+
+/// The port cannot be had. The gateway does without a browser then; nothing else depends on it.
+#[derive(Debug, thiserror::Error)]
+#[error("the browser port {addr} cannot be listened on: {source}; stop what listens there or set MOLTINIT_CDP_ADDR")]
+pub struct BindError {
+    addr: SocketAddr,
+    source: io::Error,
+}
+
+/// What every connection shares.
+struct Shared {
+    upstream: Upstream,
+    /// Asked of every client, if set.
+    token: Option<Secret>,
+    events: Events,
+}
+
+/// Listens on `addr` and serves `upstream` there until the process ends.
+///
+/// # Errors
+/// The port is taken.
+pub async fn start(
+    addr: SocketAddr,
+    upstream: Upstream,
+    token: Option<Secret>,
+    events: Events,
+) -> Result<SocketAddr, BindError> {
+    let bound = async {
+        let listener = TcpListener::bind(addr).await?;
+        Ok((listener.local_addr()?, listener))
+    };
+    let (addr, listener) = bound.await.map_err(|source| BindError { addr, source })?;
+    tokio::spawn(server::serve(
+        listener,
+        Arc::new(Shared {
+            upstream,
+            token,
+            events,
+        }),
+    ));
+    Ok(addr)
+}
