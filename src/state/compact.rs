@@ -107,7 +107,7 @@ pub fn compact(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::testkit::Kit;
+    use crate::state::tests::kit::Kit;
 
     fn objects(sizes: impl IntoIterator<Item = (u64, u64)>) -> HashMap<CommitId, Holding> {
         let holding = |(seq, (size, live))| {
@@ -151,8 +151,8 @@ mod tests {
             .for_each(|old| std::fs::remove_file(kit.object_path(old)).unwrap());
         kit.recover_to("back").unwrap();
         assert_eq!(
-            crate::state::testkit::picture(&kit.live()),
-            crate::state::testkit::picture(&kit.path("back"))
+            crate::state::tests::kit::picture(&kit.live()),
+            crate::state::tests::kit::picture(&kit.path("back"))
         );
         assert!(kit.compact().is_none());
     }

@@ -28,6 +28,4 @@ pub mod walk;
 pub mod watch;
 
 #[cfg(test)]
-mod testkit;
-#[cfg(test)]
 mod tests;

@@ -169,3 +169,132 @@ impl Pruner {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::state::{
+        lineage::Generations,
+        tests::kit::{Kit, picture},
+    };
+
+    fn later(hours: i64) -> Timestamp {
+        Timestamp::now() + SignedDuration::from_hours(hours)
+    }
+
+    #[test]
+    fn what_is_left_can_all_be_restored() {
+        let mut kit = Kit::new();
+        for n in 0..120 {
+            kit.write(&format!("{}", n % 10), format!("version {n}"));
+            kit.commit();
+        }
+        let pruned = Pruner::new(kit.reopened()).prune(None, later(2)).unwrap();
+        // All were made within minutes, so of most only the chunks are needed.
+        assert!(pruned.removed > 90 && pruned.kept <= 3, "{pruned:?}");
+        let history = kit.reopened();
+        let left = history.restorable().unwrap();
+        assert_eq!(left.len(), pruned.kept + pruned.needed);
+        assert_eq!(left[0], kit.head.id().unwrap());
+        kit.recover_to("back").unwrap();
+        assert_eq!(picture(&kit.live()), picture(&kit.path("back")));
+        // The first hundred are a directory of their own, which is gone when nothing is left in it.
+        assert!(
+            !kit.object_path(CommitId { seq: 1, ..left[0] })
+                .parent()
+                .unwrap()
+                .exists()
+        );
+        let again = Pruner::new(kit.reopened()).prune(None, later(2)).unwrap();
+        assert_eq!((again.removed, again.kept), (0, pruned.kept));
+    }
+
+    #[test]
+    fn the_writer_keeps_what_its_next_commit_needs() {
+        let mut kit = Kit::new();
+        let mut pruner = Pruner::new(kit.history.clone());
+        for n in 0..20 {
+            kit.write(&format!("{n}"), format!("content {n}"));
+            kit.commit();
+        }
+        let pruned = pruner.prune(Some(&kit.head), later(40 * 24)).unwrap();
+        assert_eq!(pruned.removed, 0, "{pruned:?}");
+        kit.write("more", b"1");
+        kit.commit();
+        kit.recover_to("back").unwrap();
+        assert_eq!(picture(&kit.live()), picture(&kit.path("back")));
+    }
+
+    #[test]
+    fn an_older_generation_removes_nothing_beside_a_newer() {
+        let mut old = Kit::new();
+        for n in 0..20 {
+            old.write("file", format!("{n}"));
+            old.commit();
+        }
+        let mut new = Kit::new();
+        new.history = old.reopened();
+        new.generation = new.history.begin(Ulid::generate(), old.head.id());
+        new.write("file", b"of the new one");
+        new.commit();
+        let pruned = Pruner::new(old.history.clone())
+            .prune(Some(&old.head), later(5))
+            .unwrap();
+        assert_eq!(
+            pruned,
+            Pruned {
+                fenced_by: Some(new.generation.id()),
+                ..Pruned::default()
+            }
+        );
+        // The newer one does, and leaves both what they need.
+        let pruned = Pruner::new(new.history.clone())
+            .prune(Some(&new.head), later(5))
+            .unwrap();
+        assert!(pruned.removed > 10, "{pruned:?}");
+        old.write("file", b"once more of the old one");
+        let id = old.commit();
+        assert!(old.reopened().load(id).is_ok());
+        assert_eq!(
+            crate::state::verify::verify(&old.reopened(), &[id], &Default::default()).unwrap(),
+            []
+        );
+    }
+
+    #[test]
+    fn generations_that_nothing_needs_vanish_and_the_line_holds() {
+        let mut kit = Kit::new();
+        kit.write("file", b"1");
+        kit.commit();
+        for n in 0..4 {
+            kit.reboot();
+            kit.write("file", format!("boot {n}"));
+            kit.commit();
+        }
+        Pruner::new(kit.reopened()).prune(None, later(50 * 24)).unwrap();
+        let left: Generations = kit.reopened().generations();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[&kit.generation.id()], kit.generation.base());
+        kit.recover_to("back").unwrap();
+        assert_eq!(picture(&kit.live()), picture(&kit.path("back")));
+    }
+
+    #[test]
+    fn unfinished_objects_go_and_damaged_ones_stay() {
+        let mut kit = Kit::new();
+        kit.write("file", b"1");
+        let [torn, damaged, good] = [(); 3].map(|()| kit.commit());
+        fs::write(kit.object_path(torn), b"").unwrap();
+        let mut bytes = fs::read(kit.object_path(damaged)).unwrap();
+        let at = bytes.len() - 1;
+        bytes[at] ^= 1;
+        fs::write(kit.object_path(damaged), bytes).unwrap();
+        Pruner::new(kit.reopened()).prune(None, later(2)).unwrap();
+        assert!(kit.object_path(torn).exists());
+        Pruner::new(kit.reopened()).prune(None, later(25)).unwrap();
+        let there = [torn, damaged, good].map(|id| kit.object_path(id).exists());
+        assert_eq!(there, [false, true, true]);
+    }
+}

@@ -94,7 +94,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-    use crate::state::testkit::Kit;
+    use crate::state::tests::kit::Kit;
 
     #[test]
     fn a_changed_byte_is_put_down_to_every_commit_that_needs_it() {

@@ -78,6 +78,7 @@ impl Journal {
             let mut file = File::create(&new)?;
             file.write_all(&serde_json::to_vec(self)?)?;
             file.sync_all()?;
+            crash_point()?;
             fs::rename(&new, &path)
         };
         write().map_err(|source| RestoreError::local("writing", &path, source))
@@ -98,7 +99,9 @@ impl Journal {
                 .map_err(|source| RestoreError::local("putting in place", &step.target, source))?;
         }
         let journal = work.join(JOURNAL);
-        fs::remove_file(&journal).map_err(|source| RestoreError::local("removing", &journal, source))?;
+        crash_point()
+            .and_then(|()| fs::remove_file(&journal))
+            .map_err(|source| RestoreError::local("removing", &journal, source))?;
         let asides = self.moves.iter().map(|step| step.aside.clone());
         // An empty directory that was in the way is nothing to keep; `remove_dir` refuses anything more.
         Ok(asides
@@ -117,12 +120,12 @@ fn move_tree(from: &Path, to: &Path, spare: &[&Path]) -> io::Result<()> {
     };
     let spared = spare.iter().any(|path| path.starts_with(from));
     if !spared {
-        match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-            Ok(()) => return Ok(()),
-            Err(Errno::EXDEV | Errno::EBUSY | Errno::EEXIST) if meta.is_dir() => {}
-            Err(error) => return Err(error.into()),
+        match rename(from, to, meta.is_dir()) {
+            Err(error) if meta.is_dir() && in_the_way(&error) => {}
+            other => return other,
         }
     }
+    crash_point()?;
     match fs::create_dir(to) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && fs::symlink_metadata(to)?.is_dir() => {}
         other => other?,
@@ -135,6 +138,7 @@ fn move_tree(from: &Path, to: &Path, spare: &[&Path]) -> io::Result<()> {
             move_tree(&child, &to.join(name), &[])?;
         }
     }
+    crash_point()?;
     if nix::unistd::geteuid().is_root() {
         std::os::unix::fs::chown(to, Some(meta.uid()), Some(meta.gid()))?;
     }
@@ -144,5 +148,162 @@ fn move_tree(from: &Path, to: &Path, spare: &[&Path]) -> io::Result<()> {
         // A mount point stays, and so does what holds something that was spared.
         Err(error) if spared || error.raw_os_error() == Some(nix::libc::EBUSY) => Ok(()),
         other => other,
+    }
+}
+
+/// What a mount point, a lower layer and a directory that was begun before give for a rename.
+fn in_the_way(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EXDEV | Errno::EBUSY | Errno::EEXIST))
+}
+
+fn rename(from: &Path, to: &Path, is_dir: bool) -> io::Result<()> {
+    crash_point()?;
+    if refused(is_dir) {
+        return Err(Errno::EXDEV.into());
+    }
+    Ok(renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE)?)
+}
+
+/// Where a test has the process die.
+#[cfg(not(test))]
+fn crash_point() -> io::Result<()> {
+    Ok(())
+}
+
+/// Where a test has the file system refuse to rename a directory.
+#[cfg(not(test))]
+fn refused(_is_dir: bool) -> bool {
+    false
+}
+
+#[cfg(test)]
+use tests::{crash_point, refused};
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, collections::BTreeSet};
+
+    use super::*;
+
+    thread_local! {
+        /// Steps until the process dies, for tests.
+        static LEFT: Cell<u32> = const { Cell::new(u32::MAX) };
+        /// Renaming a directory is refused, as on overlayfs.
+        static ONLY_FILES: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub fn crash_point() -> io::Result<()> {
+        let left = LEFT.get();
+        LEFT.set(left.saturating_sub(1));
+        if left == 0 {
+            Err(io::Error::other("killed"))
+        } else {
+            Ok(())
+        }
+    }
+
+    pub fn refused(is_dir: bool) -> bool {
+        is_dir && ONLY_FILES.get()
+    }
+
+    const ROOTS: [&str; 2] = ["state", "workspace"];
+
+    fn write(path: &Path, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// Two roots with old state and staged new state.
+    fn prepare(dir: &Path) -> Vec<Move> {
+        let step = |root: &&str| {
+            for (place, files) in [
+                (root.to_string(), ["a", "d/e/b", "d/old"]),
+                (format!("staged-{root}"), ["a", "d/e/b", "d/new"]),
+            ] {
+                let word = if place.starts_with("staged") { "new" } else { "old" };
+                for file in files {
+                    write(&dir.join(&place).join(file), word);
+                }
+            }
+            Move {
+                staged: dir.join(format!("staged-{root}")),
+                target: dir.join(root),
+                aside: dir.join(format!("{root}-aside")),
+            }
+        };
+        ROOTS.iter().map(step).collect()
+    }
+
+    /// The words in the files below a directory, with their paths.
+    fn words(dir: &Path) -> BTreeSet<(PathBuf, String)> {
+        let mut found = BTreeSet::new();
+        let mut left = vec![dir.to_owned()];
+        while let Some(next) = left.pop() {
+            for child in fs::read_dir(next).into_iter().flatten() {
+                let path = child.unwrap().path();
+                match fs::read_to_string(&path) {
+                    Ok(word) => drop(found.insert((path.strip_prefix(dir).unwrap().to_owned(), word))),
+                    Err(_) => left.push(path),
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn killed_at_any_step_all_roots_are_old_or_all_are_new_and_nothing_is_lost() {
+        for only_files in [false, true] {
+            let mut deaths = 0;
+            for step in 0.. {
+                let dir = tempfile::tempdir().unwrap();
+                let work = dir.path().join("work");
+                let moves = prepare(dir.path());
+                let (old, new) = (
+                    words(&dir.path().join("state")),
+                    words(&dir.path().join("staged-state")),
+                );
+                ONLY_FILES.set(only_files);
+                LEFT.set(step);
+                let died = swap(None, moves, &work).is_err();
+                LEFT.set(u32::MAX);
+                let journal = work.join(JOURNAL).exists();
+                // The next boot dies as well, half-way, and the one after it comes through.
+                LEFT.set(step / 2);
+                let _ = resume(&work);
+                LEFT.set(u32::MAX);
+                resume(&work).unwrap();
+                ONLY_FILES.set(false);
+                let expected = if journal || !died { &new } else { &old };
+                for root in ROOTS {
+                    assert_eq!(
+                        &words(&dir.path().join(root)),
+                        expected,
+                        "{root}, killed at step {step}"
+                    );
+                    if expected == &new {
+                        assert_eq!(words(&dir.path().join(format!("{root}-aside"))), old);
+                        assert!(!dir.path().join(format!("staged-{root}")).exists());
+                    }
+                }
+                assert!(!work.join(JOURNAL).exists());
+                deaths += u32::from(died);
+                if !died {
+                    break;
+                }
+            }
+            assert!(deaths > 5, "{deaths} deaths");
+        }
+    }
+
+    #[test]
+    fn an_empty_directory_in_the_way_is_not_kept_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let moves = prepare(dir.path());
+        fs::remove_dir_all(dir.path().join("state")).unwrap();
+        fs::create_dir(dir.path().join("state")).unwrap();
+        fs::remove_dir_all(dir.path().join("workspace")).unwrap();
+        assert!(swap(None, moves, &dir.path().join("work")).unwrap().is_empty());
+        assert_eq!(words(&dir.path().join("state")), words(&dir.path().join("workspace")));
     }
 }

@@ -1,11 +1,16 @@
 //! Commits to a real directory and back, whole, damaged and hostile.
 
+pub mod kit;
+mod model;
+mod reader;
+
 use std::{
     fs::{self, OpenOptions},
     os::unix::fs::{FileExt, PermissionsExt, symlink},
     time::{Duration, SystemTime},
 };
 
+use self::kit::{Kit, meta, picture};
 use super::{
     crypt::Key,
     head::Head,
@@ -13,7 +18,6 @@ use super::{
     recover::{RecoverError, Recovered},
     restore::{self, Progress, RestoreError},
     segment::{SegmentError, SegmentWriter, reader::ReadError},
-    testkit::{Kit, meta, picture},
 };
 
 /// A live directory with one of everything.

@@ -13,7 +13,7 @@ use std::{
 use jiff::Timestamp;
 use ulid::Ulid;
 
-use super::{
+use crate::state::{
     chunk,
     compact::compact,
     crypt::Key,
