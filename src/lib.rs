@@ -16,6 +16,7 @@
 //! * [`cli`]: the command line, one file a subcommand.
 //! * [`config`]: environment and file into one checked `Config`; secrets that cannot be printed.
 //! * [`event`]: the one vocabulary every module speaks about what happened.
+//! * [`gateway`]: all that is known of OpenClaw.
 //! * [`log`]: lines to stderr that never block.
 //! * [`pid1`]: reaper, spawner, and `exec`; the only unsafe code.
 //! * [`report`]: probes, status, event log, callbacks; the way in for commands.
@@ -29,6 +30,7 @@ pub mod browser;
 pub mod cli;
 pub mod config;
 pub mod event;
+pub mod gateway;
 pub mod log;
 pub mod pid1;
 pub mod report;

@@ -210,6 +210,7 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
             .map(|t| Secret::new(t.to_owned()))
     });
     let cdp = cdp(&mut settings);
+    let model_fallbacks = settings.text("model_fallbacks").map(str::to_owned);
     let callback = Callback {
         url: settings.text("callback_url").map(str::to_owned).or_else(|| {
             env.get("WORKER_URL")
@@ -248,6 +249,7 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
         http_addr,
         admin_token,
         cdp,
+        model_fallbacks,
         callback,
         services,
         data_dir,

@@ -40,6 +40,8 @@ pub struct Config {
     pub http_addr: SocketAddr,
     pub admin_token: Option<Secret>,
     pub cdp: Cdp,
+    /// Models the gateway falls back to, comma-separated; checked with its other settings.
+    pub model_fallbacks: Option<String>,
     pub callback: Callback,
     pub services: Vec<Service>,
     /// Supervisor's own data that must outlive the container; a root of every snapshot.

@@ -1,0 +1,153 @@
+//! What a gateway finds in its environment beside what the supervisor itself was given.
+
+use std::{collections::BTreeMap, path::Path};
+
+use crate::config::env::Env;
+
+use super::settings::{GatewaySettings, Route};
+
+/// Variables to set and to take away, over the supervisor's own. Values may be secrets, so it does not print them.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct ChildEnv {
+    pub set: BTreeMap<String, String>,
+    pub unset: Vec<String>,
+}
+
+impl std::fmt::Debug for ChildEnv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChildEnv")
+            .field("set", &self.set.keys())
+            .field("unset", &self.unset)
+            .finish()
+    }
+}
+
+/// They make a gateway believe that systemd looks after it.
+const OF_SYSTEMD: [&str; 4] = [
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "SYSTEMD_EXEC_PID",
+    "OPENCLAW_SYSTEMD_UNIT",
+];
+
+/// Ours alone: whoever has them can read, forge or destroy the agent's history, and an agent may run what a stranger
+/// has written to it.
+const OURS: [&str; 7] = [
+    "MOLTINIT_KEY",
+    "MOLTINIT_ADMIN_TOKEN",
+    "MOLTINIT_CALLBACK_SECRET",
+    "R2_ACCESS_KEY_ID",
+    "R2_SECRET_ACCESS_KEY",
+    "CF_BROWSER_TOKEN",
+    "MOLTBOT_GATEWAY_TOKEN",
+];
+
+/// Secrets that a gateway reads from its environment.
+const PASSED_ON: [&str; 7] = [
+    "ANTHROPIC_API_KEY",
+    "OPENAI_API_KEY",
+    "CLOUDFLARE_AI_GATEWAY_API_KEY",
+    "TELEGRAM_BOT_TOKEN",
+    "DISCORD_BOT_TOKEN",
+    "SLACK_BOT_TOKEN",
+    "SLACK_APP_TOKEN",
+];
+
+/// The environment of a gateway that keeps its state in `state_dir` and for which `home` is `HOME`.
+pub fn child_env(env: &Env, settings: &GatewaySettings, state_dir: &Path, home: &Path) -> ChildEnv {
+    let mut set = BTreeMap::new();
+    let mut put = |name: &str, value: &str| {
+        set.insert(name.to_owned(), value.to_owned());
+    };
+    // They may have come by file, or later than this process's environment.
+    for name in PASSED_ON {
+        if let Some(value) = env.get(name) {
+            put(name, value);
+        }
+    }
+    if let Some(token) = &settings.token {
+        put("OPENCLAW_GATEWAY_TOKEN", token.expose());
+    }
+    match &settings.route {
+        Some(Route::Anthropic { key, base_url }) => {
+            put("ANTHROPIC_API_KEY", key.expose());
+            if let Some(url) = base_url {
+                put("ANTHROPIC_BASE_URL", url);
+            }
+        }
+        Some(Route::OpenAi { key, base_url }) => {
+            put("OPENAI_API_KEY", key.expose());
+            if let Some(url) = base_url {
+                put("OPENAI_BASE_URL", url);
+            }
+        }
+        Some(Route::AiGateway(_)) | None => {}
+    }
+    if state_dir != home.join(".openclaw") {
+        put("OPENCLAW_STATE_DIR", &state_dir.to_string_lossy());
+    }
+    // One process, which leaves restarts, updates and repairs of itself to us.
+    put("OPENCLAW_NO_RESPAWN", "1");
+    put("OPENCLAW_SUPERVISOR_MODE", "external");
+    put("OPENCLAW_SERVICE_REPAIR_POLICY", "external");
+    if env.get("NODE_COMPILE_CACHE").is_some() {
+        // Node has opened the cache already; without this the gateway's launcher starts a second Node to move it.
+        put("OPENCLAW_PACKAGED_COMPILE_CACHE_RESPAWNED", "1");
+    }
+    let by_file = |name: &&str| format!("{name}_FILE");
+    let unset = OF_SYSTEMD.iter().chain(&OURS).map(|name| (*name).to_owned());
+    let unset = unset.chain(OURS.iter().map(by_file)).collect();
+    ChildEnv { set, unset }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(env: &[(&str, &str)]) -> ChildEnv {
+        let env: Env = env.iter().copied().collect();
+        let settings = GatewaySettings::of_env(&env).unwrap();
+        child_env(&env, &settings, Path::new("/root/.openclaw"), Path::new("/root"))
+    }
+
+    #[test]
+    fn the_older_names_become_the_gateways_own() {
+        let child = of(&[
+            ("MOLTBOT_GATEWAY_TOKEN", "t0k3n"),
+            ("AI_GATEWAY_API_KEY", "key"),
+            ("AI_GATEWAY_BASE_URL", "https://proxy.example/anthropic"),
+        ]);
+        for (name, value) in [
+            ("OPENCLAW_GATEWAY_TOKEN", "t0k3n"),
+            ("ANTHROPIC_API_KEY", "key"),
+            ("ANTHROPIC_BASE_URL", "https://proxy.example/anthropic"),
+            ("OPENCLAW_NO_RESPAWN", "1"),
+            ("OPENCLAW_SUPERVISOR_MODE", "external"),
+        ] {
+            assert_eq!(child.set.get(name).map(String::as_str), Some(value), "{name}");
+        }
+        assert_eq!(child.set.get("OPENCLAW_STATE_DIR"), None);
+    }
+
+    #[test]
+    fn the_agent_does_not_get_the_keys_to_its_history() {
+        let child = of(&[
+            ("R2_SECRET_ACCESS_KEY", "r2"),
+            ("MOLTINIT_KEY", "k"),
+            ("ANTHROPIC_API_KEY", "a"),
+        ]);
+        assert_eq!(child.set.get("ANTHROPIC_API_KEY").map(String::as_str), Some("a"));
+        for name in [
+            "R2_SECRET_ACCESS_KEY",
+            "MOLTINIT_KEY",
+            "MOLTINIT_KEY_FILE",
+            "INVOCATION_ID",
+        ] {
+            assert!(
+                !child.set.contains_key(name) && child.unset.iter().any(|unset| unset == name),
+                "{name}"
+            );
+        }
+        assert!(!format!("{child:?}").contains("\"a\""));
+    }
+}

@@ -1,0 +1,281 @@
+//! Everything that has to be right before a gateway starts, in a few milliseconds and without running it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use crate::config::secret::Secret;
+
+use super::{
+    document::{self, DocumentError},
+    locks, migrate,
+    patch::{self, Change},
+    processes,
+    settings::GatewaySettings,
+    version::{self, Generation, Version},
+};
+
+/// Where everything of the gateway's is.
+#[derive(Debug, Clone)]
+pub struct Places {
+    pub home: PathBuf,
+    pub state_dir: PathBuf,
+    /// Its configuration; in the state unless the environment says otherwise.
+    pub config: PathBuf,
+    /// Where the early generation keeps its locks.
+    pub temp_dir: PathBuf,
+}
+
+/// A gateway that can be started.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// `None` for a command that is no installed gateway.
+    pub version: Option<Version>,
+    pub generation: Generation,
+    /// What the configuration was changed in.
+    pub changes: Vec<Change>,
+    /// How to reach it; `None` if it wants no token.
+    pub token: Option<Secret>,
+    /// Where the agent works.
+    pub workspace: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    #[error("{path} cannot be moved to where the gateway looks today ({why}): move it by hand")]
+    Migrate { path: PathBuf, why: io::Error },
+    #[error("cannot make {path}: {why}")]
+    Directory { path: PathBuf, why: io::Error },
+}
+
+/// Prepares the state for a gateway that `command` will start.
+///
+/// Reads and writes local files only.
+///
+/// # Errors
+/// Something stands in the way that only a person can judge. Nothing was overwritten.
+pub fn prepare(
+    places: &Places,
+    settings: &GatewaySettings,
+    command: &[String],
+    path: &str,
+) -> Result<Prepared, PrepareError> {
+    let moved = migrate::migrate(&places.home, &places.state_dir);
+    for path in moved.map_err(|(path, why)| PrepareError::Migrate { path, why })? {
+        info!("moved {} to where the gateway looks today", path.display());
+    }
+    let version = version::installed(command, path);
+    let generation = version.map_or(Generation::Current, Version::generation);
+
+    for dir in [Some(places.state_dir.as_path()), places.config.parent()]
+        .into_iter()
+        .flatten()
+    {
+        fs::create_dir_all(dir).map_err(|why| PrepareError::Directory {
+            path: dir.to_owned(),
+            why,
+        })?;
+    }
+    let before = document::read(&places.config)?;
+    let value = before
+        .as_ref()
+        .map_or_else(|| json!({}), |document| document.value.clone());
+    let (mut value, changes) = patch::patch(value, settings, generation);
+    let token = settings.token.clone().or_else(|| token_of(&value)).or_else(|| {
+        wants_token(&value).then(|| {
+            let token = fresh_token();
+            value["gateway"]["auth"] = json!({ "mode": "token", "token": token.expose() });
+            token
+        })
+    });
+    if before.is_none_or(|document| document.value != value) {
+        document::write(&places.config, &document::render(&value))?;
+        for change in &changes {
+            info!("{}: {change}", places.config.display());
+        }
+    }
+    clear_locks(places);
+    Ok(Prepared {
+        version,
+        generation,
+        changes,
+        token,
+        workspace: workspace_of(&value, places),
+    })
+}
+
+fn token_of(config: &Value) -> Option<Secret> {
+    let token = config["gateway"]["auth"]["token"].as_str()?;
+    // A reference to the environment, where there is none, or it would have been taken from there.
+    (!token.is_empty() && !token.starts_with("${")).then(|| Secret::new(token.to_owned()))
+}
+
+/// Whether a gateway would not start, or be open to everyone, for want of a token.
+fn wants_token(config: &Value) -> bool {
+    let auth = &config["gateway"]["auth"];
+    match auth["mode"].as_str() {
+        Some("token") => auth["token"].is_null(),
+        Some(_) => false,
+        None => auth["token"].is_null() && auth["password"].is_null(),
+    }
+}
+
+fn fresh_token() -> Secret {
+    let bytes: [u8; 24] = rand::random();
+    Secret::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn workspace_of(config: &Value, places: &Places) -> PathBuf {
+    match config["agents"]["defaults"]["workspace"].as_str() {
+        Some(path) => match path.strip_prefix("~/") {
+            Some(rest) => places.home.join(rest),
+            None => places.home.join(path),
+        },
+        None => places.state_dir.join("workspace"),
+    }
+}
+
+fn clear_locks(places: &Places) {
+    let locks = locks::found(&places.config, &places.state_dir, &places.temp_dir);
+    if locks.is_empty() {
+        return;
+    }
+    if let Some(pid) = processes::gateways_on(&places.state_dir).first() {
+        warn!("a gateway is alive (pid {pid}): its locks stay");
+        return;
+    }
+    for lock in locks {
+        match fs::remove_file(&lock) {
+            Ok(()) => info!("removed the stale lock {}", lock.display()),
+            Err(error) => warn!("the stale lock {} stays: {error}", lock.display()),
+        }
+    }
+}
+
+impl Places {
+    /// Where the agent works; the default if the configuration cannot be read.
+    pub fn workspace(&self) -> PathBuf {
+        let document = document::read(&self.config).ok().flatten();
+        workspace_of(&document.map_or(Value::Null, |document| document.value), self)
+    }
+
+    /// The places of a gateway whose environment this is.
+    pub fn new(env: &crate::config::env::Env, state_dir: &Path) -> Self {
+        Places {
+            home: env.get("HOME").unwrap_or("/root").into(),
+            state_dir: state_dir.to_owned(),
+            config: env
+                .get("OPENCLAW_CONFIG_PATH")
+                .map_or_else(|| state_dir.join(migrate::CONFIG_FILE), PathBuf::from),
+            temp_dir: env.get("TMPDIR").unwrap_or("/tmp").into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::config::env::Env;
+
+    struct Machine {
+        _dir: tempfile::TempDir,
+        places: Places,
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let home = dir.path().to_str().unwrap();
+            let env: Env = [("HOME", home), ("TMPDIR", home)].into_iter().collect();
+            Machine {
+                places: Places::new(&env, &dir.path().join(".openclaw")),
+                _dir: dir,
+            }
+        }
+
+        fn prepare(&self, env: &[(&str, &str)]) -> Result<Prepared, PrepareError> {
+            let settings = GatewaySettings::of_env(&env.iter().copied().collect()).unwrap();
+            prepare(&self.places, &settings, &[], "")
+        }
+
+        fn text(&self) -> String {
+            fs::read_to_string(&self.places.config).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_first_boot_makes_a_configuration_and_a_second_leaves_it() {
+        let machine = Machine::new();
+        let env = [("OPENCLAW_GATEWAY_TOKEN", "t0k3n")];
+        let first = machine.prepare(&env).unwrap();
+        assert!(first.token.is_some_and(|token| token.expose() == "t0k3n"));
+        assert_eq!(first.workspace, machine.places.state_dir.join("workspace"));
+        let text = machine.text();
+        assert!(!text.contains("t0k3n"));
+        assert_eq!(
+            fs::metadata(&machine.places.config).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+
+        // A read-only file shows that nothing is written.
+        fs::set_permissions(&machine.places.config, fs::Permissions::from_mode(0o444)).unwrap();
+        assert!(machine.prepare(&env).unwrap().changes.is_empty());
+        assert_eq!(machine.text(), text);
+    }
+
+    #[test]
+    fn a_token_is_made_once_where_there_is_none() {
+        let machine = Machine::new();
+        let first = machine.prepare(&[]).unwrap().token.unwrap();
+        assert_eq!(first.expose().len(), 48);
+        assert_eq!(machine.prepare(&[]).unwrap().token, Some(first));
+        fs::write(
+            &machine.places.config,
+            r#"{"gateway":{"auth":{"mode":"password","password":"p"}}}"#,
+        )
+        .unwrap();
+        assert_eq!(machine.prepare(&[]).unwrap().token, None);
+    }
+
+    #[test]
+    fn what_cannot_be_read_stops_the_boot_and_stays() {
+        let machine = Machine::new();
+        fs::create_dir_all(&machine.places.state_dir).unwrap();
+        fs::write(&machine.places.config, "{ my notes").unwrap();
+        let error = machine.prepare(&[]).unwrap_err().to_string();
+        assert!(error.contains("openclaw.json is not JSON5"), "{error}");
+        assert_eq!(machine.text(), "{ my notes");
+    }
+
+    #[test]
+    fn the_workspace_is_the_configurations() {
+        let machine = Machine::new();
+        fs::create_dir_all(&machine.places.state_dir).unwrap();
+        for (setting, at) in [
+            ("/root/clawd", PathBuf::from("/root/clawd")),
+            ("~/w", machine.places.home.join("w")),
+        ] {
+            let config = json!({ "agents": { "defaults": { "workspace": setting } } });
+            fs::write(&machine.places.config, config.to_string()).unwrap();
+            assert_eq!(machine.prepare(&[]).unwrap().workspace, at);
+        }
+    }
+
+    #[test]
+    fn stale_locks_go() {
+        let machine = Machine::new();
+        let sessions = machine.places.state_dir.join("agents/main/sessions");
+        fs::create_dir_all(&sessions).unwrap();
+        fs::write(sessions.join("a.jsonl.lock"), "{}").unwrap();
+        machine.prepare(&[]).unwrap();
+        assert_eq!(fs::read_dir(sessions).unwrap().count(), 0);
+    }
+}
