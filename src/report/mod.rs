@@ -23,6 +23,7 @@ mod digest;
 mod fold;
 pub mod http;
 mod memory;
+mod metrics;
 mod outbox;
 mod record;
 mod settings;

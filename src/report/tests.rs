@@ -300,6 +300,14 @@ async fn every_error_is_a_problem_document() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_api_describes_itself() {
+    let world = world(guarded()).await;
+    let (status, _, document) = world.with_token("GET", "/openapi.json").await;
+    assert_eq!((status, document["openapi"].as_str()), (200, Some("3.1.0")));
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_gets_through_the_socket() {
     let world = world(guarded()).await;
     let client = world.client();

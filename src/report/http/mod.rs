@@ -74,6 +74,8 @@ impl Shared {
 pub fn router(shared: Arc<Shared>, way: Way) -> Router {
     let mut guarded = Router::new()
         .route("/status", get(routes::status))
+        .route("/metrics", get(routes::metrics))
+        .route("/openapi.json", get(routes::openapi))
         .route("/events", get(events::events))
         .route("/services/{name}/logs", get(logs::logs))
         .route("/services/{name}/start", post(routes::start))

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use axum::{
     Json,
     extract::{Path, Query, State},
-    http::{StatusCode, header::LOCATION},
+    http::{
+        StatusCode,
+        header::{CONTENT_TYPE, LOCATION},
+    },
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -17,6 +20,7 @@ use crate::{
     config::value,
     report::{
         control::{Action, Answer, Devices},
+        metrics,
         status::Status,
     },
     state::model::{CommitId, Meta},
@@ -26,6 +30,17 @@ type Ctx = State<Arc<Shared>>;
 
 pub async fn status(State(shared): Ctx) -> Json<Status> {
     Json(shared.board.document())
+}
+
+pub async fn metrics(State(shared): Ctx) -> impl IntoResponse {
+    let kind = [(CONTENT_TYPE, metrics::MEDIA_TYPE)];
+    (kind, metrics::render(shared.board.document()))
+}
+
+/// All of this, described for machines; the tests hold the server to it.
+pub async fn openapi() -> impl IntoResponse {
+    let kind = [(CONTENT_TYPE, "application/json")];
+    (kind, include_str!("../../../docs/openapi.json"))
 }
 
 pub async fn start(ctx: Ctx, name: Path<String>) -> Result<Response, Problem> {
