@@ -1,5 +1,7 @@
 //! What of the configuration may change while running: `moltinit attach` brings secrets that PID 1 was not given.
 
+use std::fmt;
+
 use url::Url;
 
 use super::webhook::SigningKey;
@@ -20,10 +22,29 @@ pub struct Settings {
 }
 
 /// Where events are posted, and how they are signed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Callback {
     pub url: Url,
     pub key: SigningKey,
+}
+
+impl Callback {
+    /// The URL without what may be secret: user, password, query and fragment.
+    pub fn shown(&self) -> String {
+        let mut url = self.url.clone();
+        // Refused only by URLs that cannot have them.
+        let _ = url.set_username("");
+        let _ = url.set_password(None);
+        url.set_query(None);
+        url.set_fragment(None);
+        url.into()
+    }
+}
+
+impl fmt::Debug for Callback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Callback({})", self.shown())
+    }
 }
 
 impl Settings {
@@ -60,6 +81,16 @@ fn callback_url(text: &str) -> Result<Url, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shown_url_has_no_secret() {
+        let callback = Callback {
+            url: Url::parse("https://user:hunter2@example.com/hook?token=hunter2#hunter2").unwrap(),
+            key: SigningKey::parse(&Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned())).unwrap(),
+        };
+        assert_eq!(callback.shown(), "https://example.com/hook");
+        assert_eq!(format!("{callback:?}"), "Callback(https://example.com/hook)");
+    }
 
     #[test]
     fn only_a_web_address_is_posted_to() {

@@ -17,6 +17,7 @@ use super::{Shared, problem::Problem, routes::bad_request};
 use crate::{config::value, report::control::LogLine};
 
 const DEFAULT_LINES: usize = 100;
+const MOST_LINES: usize = 10_000;
 /// Keeps connections open through whatever closes idle ones.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -38,6 +39,9 @@ pub async fn logs(
     Query(ask): Query<Ask>,
 ) -> Result<Response, Problem> {
     let count = ask.n.unwrap_or(DEFAULT_LINES);
+    if count > MOST_LINES {
+        return Err(bad_request(&format!("n: at most {MOST_LINES} lines")));
+    }
     let follow = match ask.follow.as_deref() {
         None => false,
         // `?follow` alone is what people type.

@@ -98,6 +98,6 @@ pub fn router(shared: Arc<Shared>, way: Way) -> Router {
         .route("/startupz", get(probes::startupz))
         .route("/readyz", get(probes::readyz))
         .merge(guarded)
-        .layer(middleware::from_fn(problem::everywhere))
+        .layer(middleware::from_fn_with_state(shared.clone(), problem::everywhere))
         .with_state(shared)
 }

@@ -11,8 +11,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use ulid::Ulid;
 
-use crate::report::control::Answer;
-
 /// So many are remembered; the oldest that has ended goes first.
 const REMEMBERED: usize = 100;
 
@@ -40,8 +38,8 @@ pub struct Operation {
 pub struct Operations(Arc<Mutex<VecDeque<watch::Receiver<Operation>>>>);
 
 impl Operations {
-    /// Sees an answer through, whether or not anybody waits for it.
-    pub fn begin(&self, what: String, answer: Answer<()>) -> Operation {
+    /// Sees what was asked for through, whether or not anybody waits for it.
+    pub fn begin(&self, what: String, answer: impl Future<Output = Result<(), String>> + Send + 'static) -> Operation {
         let operation = Operation {
             id: Ulid::generate(),
             what,
@@ -62,9 +60,9 @@ impl Operations {
             let ended = answer.await;
             sender.send_modify(|operation| match ended {
                 Ok(()) => operation.outcome = Outcome::Done,
-                Err(refusal) => {
+                Err(why) => {
                     operation.outcome = Outcome::Failed;
-                    operation.why = Some(refusal.to_string());
+                    operation.why = Some(why);
                 }
             });
         });

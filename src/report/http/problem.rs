@@ -1,9 +1,11 @@
 //! Every error as a problem document (RFC 9457).
 
+use std::sync::Arc;
+
 use axum::{
-    Json,
-    body::to_bytes,
-    extract::Request,
+    Extension,
+    body::{Body, to_bytes},
+    extract::{Request, State},
     http::{
         HeaderValue, StatusCode,
         header::{CONTENT_LENGTH, CONTENT_TYPE},
@@ -13,9 +15,11 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::Shared;
 use crate::report::{control::Refusal, outbox::OutboxError};
 
 const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// The longest explanation that axum gives by itself.
 const LONGEST_DETAIL: usize = 4096;
@@ -39,9 +43,10 @@ impl Problem {
 }
 
 impl IntoResponse for Problem {
+    /// [`everywhere`] writes the document.
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, [(CONTENT_TYPE, MEDIA_TYPE)], Json(self)).into_response()
+        (status, Extension(self)).into_response()
     }
 }
 
@@ -63,31 +68,33 @@ impl From<OutboxError> for Problem {
     }
 }
 
-/// Turns the plain-text errors of the framework (no such route, a bad query) into problem documents too.
-pub async fn everywhere(request: Request, next: Next) -> Response {
+/// Writes every error as a problem document, without a secret in it: ours, and the plain texts of the framework (no
+/// such route, a bad query).
+pub async fn everywhere(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let asked = format!("{} {}", request.method(), request.uri().path());
     let response = next.run(request).await;
     let status = response.status();
-    let json = response
-        .headers()
-        .get(CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().ends_with(b"json"));
+    let json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == JSON);
     if json || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }
     let (mut parts, body) = response.into_parts();
-    let said = to_bytes(body, LONGEST_DETAIL).await.unwrap_or_default();
-    let detail = match String::from_utf8_lossy(&said).trim() {
-        "" if status == StatusCode::NOT_FOUND => format!("there is nothing at `{asked}`"),
-        "" => format!("`{asked}` is not possible"),
-        said => said.to_owned(),
+    let mut problem = match parts.extensions.remove::<Problem>() {
+        Some(problem) => problem,
+        None => {
+            let said = to_bytes(body, LONGEST_DETAIL).await.unwrap_or_default();
+            let detail = match String::from_utf8_lossy(&said).trim() {
+                "" if status == StatusCode::NOT_FOUND => format!("there is nothing at `{asked}`"),
+                "" => format!("`{asked}` is not possible"),
+                said => said.to_owned(),
+            };
+            Problem::new(status, detail)
+        }
     };
+    problem.detail = shared.settings.borrow().mask.apply(&problem.detail).into_owned();
     parts.headers.remove(CONTENT_LENGTH);
-    parts.headers.remove(CONTENT_TYPE);
-    // What the framework said beside the text stays, such as `Allow`.
-    let mut problem = Problem::new(status, detail).into_response();
-    for (name, value) in &parts.headers {
-        problem.headers_mut().append(name, value.clone());
-    }
-    problem
+    parts.headers.insert(CONTENT_TYPE, MEDIA_TYPE);
+    let body = serde_json::to_vec(&problem).expect("plain data");
+    // What was said beside the text stays, such as `Allow`.
+    Response::from_parts(parts, Body::from(body))
 }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Json,
+    body::Bytes,
     extract::{Path, Query, State},
     http::{
         StatusCode,
@@ -11,6 +12,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use futures_util::TryFutureExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use ulid::Ulid;
@@ -62,6 +64,8 @@ fn service(State(shared): Ctx, Path(name): Path<String>, action: Action, verb: &
 
 /// 202, and where to ask what has become of it.
 fn accepted(shared: &Shared, what: String, answer: Answer<()>) -> Response {
+    let mask = shared.settings.borrow().mask.clone();
+    let answer = answer.map_err(move |refusal| mask.apply(&refusal.to_string()).into_owned());
     let operation = shared.operations.begin(what, answer);
     let location = [(LOCATION, format!("/operations/{}", operation.id))];
     (StatusCode::ACCEPTED, location, Json(operation)).into_response()
@@ -108,11 +112,10 @@ pub struct Attached {
     pub exit_code: i32,
 }
 
-pub async fn attach(
-    State(shared): Ctx,
-    Path(name): Path<String>,
-    Json(Attach { env }): Json<Attach>,
-) -> Result<Json<Attached>, Problem> {
+pub async fn attach(State(shared): Ctx, Path(name): Path<String>, body: Bytes) -> Result<Json<Attached>, Problem> {
+    // The parser's own words would quote the values.
+    let Attach { env } = serde_json::from_slice(&body)
+        .map_err(|_| bad_request("the body must be `{\"env\": {…}}` with a text for each name"))?;
     let exit_code = shared.control.attach(&name, env)?.await?;
     Ok(Json(Attached { exit_code }))
 }

@@ -1,0 +1,153 @@
+//! Real neighbours, in the languages of those who receive callbacks.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    config::secret::Secret,
+    report::{Callback, SigningKey},
+};
+
+pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Where `scripts/test` has put what it installs.
+fn installed(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run this by scripts/test"))
+}
+
+pub fn python() -> Command {
+    let mut python = Command::new("python3");
+    python.env("PYTHONPATH", installed("MOLTINIT_TEST_PYTHONPATH"));
+    python
+}
+
+/// Ends with its test.
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// `tests/tools/receiver.py`.
+pub struct Receiver {
+    pub port: u16,
+    lines: Arc<Mutex<Vec<String>>>,
+    _process: Process,
+}
+
+/// One request that it got.
+#[derive(Debug, Clone)]
+pub struct Got {
+    pub boot: String,
+    pub seq: u64,
+    pub kind: String,
+    pub status: u64,
+    pub target: String,
+}
+
+impl Receiver {
+    /// `plan` as the tool has it, without the secret.
+    pub fn start(mut plan: Value) -> Receiver {
+        plan["secret"] = json!(SECRET);
+        let mut child = python()
+            .arg(format!("{ROOT}/tests/tools/receiver.py"))
+            .arg(plan.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let process = Process(child);
+        let mut port = String::new();
+        out.read_line(&mut port).unwrap();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let sink = lines.clone();
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                sink.lock().unwrap().push(line);
+            }
+        });
+        Receiver {
+            port: port.trim().parse().unwrap(),
+            lines,
+            _process: process,
+        }
+    }
+
+    pub fn callback(&self) -> Callback {
+        callback(&format!("http://127.0.0.1:{}/hook", self.port))
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    /// Everything that has come, each of which verified.
+    pub fn got(&self) -> Vec<Got> {
+        let got = self.lines().into_iter().map(|line| {
+            let line: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(line["verified"], true, "{line}");
+            let event = &line["event"];
+            assert_eq!(line["headers"]["webhook-id"], event["id"]);
+            Got {
+                boot: event["boot"].as_str().unwrap().to_owned(),
+                seq: event["seq"].as_u64().unwrap(),
+                kind: event["type"].as_str().unwrap().to_owned(),
+                status: line["status"].as_u64().unwrap(),
+                target: line["target"].as_str().unwrap().to_owned(),
+            }
+        });
+        got.collect()
+    }
+}
+
+pub fn callback(url: &str) -> Callback {
+    Callback {
+        url: url.parse().unwrap(),
+        key: SigningKey::parse(&Secret::new(SECRET.to_owned())).unwrap(),
+    }
+}
+
+/// Has the published library for Node verify the lines of a receiver.
+pub fn verify_in_node(lines: &[String]) {
+    let mut node = Command::new("node")
+        .arg(format!("{ROOT}/tests/tools/verify-webhooks.cjs"))
+        .arg(SECRET)
+        .env("NODE_PATH", installed("MOLTINIT_TEST_NODE_MODULES"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    node.stdin
+        .take()
+        .unwrap()
+        .write_all(lines.join("\n").as_bytes())
+        .unwrap();
+    let mut verified = String::new();
+    node.stdout.take().unwrap().read_to_string(&mut verified).unwrap();
+    assert!(node.wait().unwrap().success());
+    assert_eq!(verified.trim(), lines.len().to_string());
+}
+
+/// Runs one test of this test binary again as a process of its own, with `ROLE` set.
+pub fn again(test: &str, role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "--nocapture", &format!("report::tests::{test}")])
+        .env("ROLE", role);
+    command
+}
+
+/// Set in the process that [`again`] made.
+pub fn role() -> Option<String> {
+    std::env::var("ROLE").ok()
+}
