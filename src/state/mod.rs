@@ -5,11 +5,13 @@
 //! sound and [`restore`] puts it in place. [`retain`] says which commits are kept, [`prune`] removes the rest, and
 //! [`compact`] keeps what the kept ones need in few objects.
 
+pub mod capture;
 pub mod check;
 pub mod chunk;
 pub mod compact;
 pub mod crypt;
 pub mod diff;
+pub mod engine;
 pub mod exclude;
 pub mod fetch;
 pub mod head;
@@ -23,6 +25,7 @@ pub mod recover;
 pub mod restore;
 pub mod retain;
 pub mod segment;
+pub mod sqlite;
 pub mod verify;
 pub mod walk;
 pub mod watch;

@@ -4,10 +4,12 @@
 //! ever handed to the kernel: each directory is opened by its name in its parent, and links are not followed.
 
 use std::{
-    ffi::CString,
+    ffi::{CString, OsStr},
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::unix::ffi::OsStrExt,
     path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use nix::{
@@ -27,6 +29,9 @@ pub struct Root {
     pub path: PathBuf,
 }
 
+/// Longest time between two ticks of a filesystem's clock.
+pub const TICK: Duration = Duration::from_millis(50);
+
 /// What tells one version of a file from another, and what a snapshot keeps of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
@@ -41,6 +46,8 @@ pub struct Stat {
     pub len: u64,
     pub mtime_ns: i64,
     pub ctime_ns: i64,
+    /// The last change was so long before this was taken that another would have left another time.
+    pub settled: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +59,23 @@ pub enum What {
     Special,
 }
 
+impl Stat {
+    /// What an open file is like now.
+    pub fn of(file: &std::fs::File) -> io::Result<Stat> {
+        Ok(fstat(file)?.into())
+    }
+
+    /// Whether a file that was like this, and is like `now`, has surely not been written to in between.
+    pub fn is_still(&self, now: &Stat) -> bool {
+        self.settled && Stat { settled: true, ..*now } == *self
+    }
+
+    /// Tells files apart, whatever their names.
+    pub fn inode(&self) -> (u64, u64) {
+        (self.dev, self.ino)
+    }
+}
+
 impl From<FileStat> for Stat {
     fn from(stat: FileStat) -> Stat {
         let what = match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
@@ -61,6 +85,9 @@ impl From<FileStat> for Stat {
             _ => What::Special,
         };
         let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
+        let ctime_ns = nanos(stat.st_ctime, stat.st_ctime_nsec);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let settled = i64::try_from(now.saturating_sub(TICK).as_nanos()).is_ok_and(|last| ctime_ns < last);
         Stat {
             dev: stat.st_dev,
             ino: stat.st_ino,
@@ -71,7 +98,8 @@ impl From<FileStat> for Stat {
             gid: stat.st_gid,
             len: u64::try_from(stat.st_size).unwrap_or(0),
             mtime_ns: nanos(stat.st_mtime, stat.st_mtime_nsec),
-            ctime_ns: nanos(stat.st_ctime, stat.st_ctime_nsec),
+            ctime_ns,
+            settled,
         }
     }
 }
@@ -158,7 +186,14 @@ impl Below {
         Ok((self.dir(dir)?, name))
     }
 
-    fn dir(&mut self, rel: &[u8]) -> io::Result<BorrowedFd<'_>> {
+    /// Where `rel` really is, without links on the way as far as that can be said of a path.
+    pub fn real_path(&self, rel: &[u8]) -> io::Result<PathBuf> {
+        let root = std::fs::read_link(format!("/proc/self/fd/{}", self.root.as_raw_fd()))?;
+        Ok(root.join(OsStr::from_bytes(rel)))
+    }
+
+    /// The directory at `rel`, open.
+    pub fn dir(&mut self, rel: &[u8]) -> io::Result<BorrowedFd<'_>> {
         let parts: Vec<&[u8]> = rel
             .split(|byte| *byte == b'/')
             .filter(|part| !part.is_empty())

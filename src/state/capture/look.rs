@@ -1,0 +1,322 @@
+//! Finding out what is at the paths that changed, without reading any file.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use super::memory::Memory;
+use crate::state::{
+    exclude::excluded,
+    model::{Kind, Tree, TreePath},
+    walk::{Below, Root, Stat, What, is_gone, join, split},
+    watch::{Changes, Depth, Watch},
+};
+
+/// Deeper than this or with a longer path nothing is captured: no tool could use it, and each level takes an open
+/// directory.
+const MOST_LEVELS: usize = 128;
+const LONGEST: usize = 4000;
+
+/// What SQLite puts beside a database, by the end of its name. Changes to the first two are changes of the database.
+pub const SIDECARS: [&[u8]; 3] = [b"-wal", b"-journal", b"-shm"];
+
+/// The database that a path would be a sidecar of.
+pub fn beside(path: &[u8]) -> Option<&[u8]> {
+    SIDECARS
+        .iter()
+        .find_map(|end| path.strip_suffix(*end))
+        .filter(|base| !base.ends_with(b"/"))
+}
+
+/// What is at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing that a snapshot would hold, nor below it.
+    Gone,
+    At(Stat),
+    /// It is not known what is there; for the snapshot, what was there before.
+    Unknown(String),
+}
+
+/// The roots, open.
+pub struct Places<'a>(BTreeMap<&'a str, Place>);
+
+enum Place {
+    Open(Below),
+    Missing,
+    Closed(String),
+}
+
+impl<'a> Places<'a> {
+    fn open(roots: &'a [Root]) -> Places<'a> {
+        let open = |root: &'a Root| {
+            let place = match Below::open(root) {
+                Ok(below) => Place::Open(below),
+                Err(error) if is_gone(&error) => Place::Missing,
+                Err(error) => Place::Closed(error.to_string()),
+            };
+            (root.name.as_str(), place)
+        };
+        Places(roots.iter().map(open).collect())
+    }
+
+    pub fn missing(&self) -> Vec<String> {
+        let missing = self.0.iter().filter(|(_, place)| matches!(place, Place::Missing));
+        missing.map(|(name, _)| (*name).to_owned()).collect()
+    }
+
+    /// Access to what is below the root of `path`, and the path there.
+    pub fn below<'p>(&mut self, path: &'p [u8]) -> Option<(&mut Below, &'p [u8])> {
+        let (root, rel) = split(path);
+        match self.0.get_mut(root) {
+            Some(Place::Open(below)) => Some((below, rel)),
+            _ => None,
+        }
+    }
+
+    fn find(&mut self, path: &[u8]) -> Found {
+        let (root, rel) = split(path);
+        let below = match self.0.get_mut(root) {
+            None | Some(Place::Missing) => return Found::Gone,
+            Some(Place::Closed(why)) => return Found::Unknown(why.clone()),
+            Some(Place::Open(below)) => below,
+        };
+        match below.stat(rel) {
+            Ok(stat) if !rel.is_empty() && excluded(root, rel, stat.what == What::Dir).is_some() => Found::Gone,
+            Ok(stat) => Found::At(stat),
+            Err(error) if is_gone(&error) => Found::Gone,
+            Err(error) => Found::Unknown(format!("cannot be looked at: {error}")),
+        }
+    }
+}
+
+/// Looks at paths, and remembers what it found there unless that is known already.
+pub struct Look<'a> {
+    pub places: Places<'a>,
+    tree: &'a Tree,
+    memory: &'a Memory,
+    watch: &'a Watch,
+    /// Everything found that is not as it is remembered, in path order.
+    pub found: BTreeMap<TreePath, Found>,
+    /// Looked at once more although nothing about them has changed.
+    forced: HashSet<TreePath>,
+    queue: Vec<(TreePath, Depth)>,
+    /// Directories that could not be listed, and why.
+    pub unlisted: Vec<(TreePath, String)>,
+    /// What is not captured because of what it is called.
+    pub refused: Vec<TreePath>,
+    /// Sockets, pipes and devices passed by.
+    pub skipped: u64,
+}
+
+impl<'a> Look<'a> {
+    pub fn new(roots: &'a [Root], tree: &'a Tree, memory: &'a Memory, watch: &'a Watch) -> Look<'a> {
+        Look {
+            places: Places::open(roots),
+            tree,
+            memory,
+            watch,
+            found: BTreeMap::new(),
+            forced: HashSet::new(),
+            queue: Vec::new(),
+            unlisted: Vec::new(),
+            refused: Vec::new(),
+            skipped: 0,
+        }
+    }
+
+    /// Looks at everything that may have changed; at all there is when names were lost.
+    pub fn at(&mut self, changes: &Changes) {
+        if changes.rescan.is_some() {
+            let roots: Vec<TreePath> = self.places.0.keys().map(|name| name.as_bytes().to_vec()).collect();
+            self.queue.extend(roots.into_iter().map(|root| (root, Depth::Below)));
+        }
+        for (path, depth) in &changes.paths {
+            // What comes and goes changes the time of the directory.
+            if let Some((parent, _)) = parent(path) {
+                self.queue.push((parent.to_vec(), Depth::Itself));
+            }
+            self.queue.push((path.clone(), *depth));
+        }
+        while let Some((path, depth)) = self.queue.pop() {
+            self.examine(path, depth);
+        }
+    }
+
+    fn examine(&mut self, path: TreePath, depth: Depth) {
+        let (root, rel) = split(&path);
+        if !self.places.0.contains_key(root) {
+            return;
+        }
+        if rel.len() > LONGEST || rel.iter().filter(|byte| **byte == b'/').count() >= MOST_LEVELS {
+            self.refused.push(path);
+            return;
+        }
+        if let Some(top) = self.unseen_parent(&path) {
+            self.queue.push((top, Depth::Below));
+            return;
+        }
+        let mut found = self.places.find(&path);
+        if matches!(&found, Found::At(stat) if stat.what == What::Special) {
+            self.skipped += 1;
+            found = Found::Gone;
+        }
+        if let Some(base) = beside(&path).filter(|_| !path.ends_with(b"-shm"))
+            && !self.is_still(&path, &found)
+        {
+            self.force(base.to_vec());
+        }
+        self.force_other_names(&path, &found);
+        match &found {
+            Found::At(stat) => {
+                let in_tree = self.tree.get(&path).is_some_and(|entry| entry.kind == Kind::Dir);
+                let same_dir = in_tree && self.memory.stat(&path).map(Stat::inode) == Some(stat.inode());
+                if stat.what == What::Dir && (depth == Depth::Below || !same_dir) {
+                    self.list(&path);
+                }
+                if !self.is_still(&path, &found) || self.forced.contains(&path) || self.found.contains_key(&path) {
+                    self.found.insert(path, found);
+                }
+            }
+            Found::Gone | Found::Unknown(_) => {
+                self.found.insert(path, found);
+            }
+        }
+    }
+
+    fn is_still(&self, path: &[u8], found: &Found) -> bool {
+        let known = self.memory.stat(path);
+        matches!((known, found), (Some(known), Found::At(stat)) if known.is_still(stat))
+    }
+
+    /// The topmost directory above `path` that the snapshot does not have and that was not looked at.
+    fn unseen_parent(&self, path: &[u8]) -> Option<TreePath> {
+        let mut unseen = None;
+        let mut at = path;
+        while let Some((up, _)) = parent(at) {
+            let in_tree = self.tree.get(up).is_some_and(|entry| entry.kind == Kind::Dir);
+            if in_tree || self.found.contains_key(up) {
+                break;
+            }
+            unseen = Some(up.to_vec());
+            at = up;
+        }
+        unseen
+    }
+
+    /// One file by several names is captured as one: when one of them changed, all are looked at.
+    fn force_other_names(&mut self, path: &[u8], found: &Found) {
+        let before = self.memory.stat(path).filter(|stat| stat.links > 1).map(Stat::inode);
+        let now = match found {
+            Found::At(stat) if stat.what == What::File && stat.links > 1 => Some(stat.inode()),
+            _ => None,
+        };
+        if before == now && self.is_still(path, found) {
+            return;
+        }
+        let memory = self.memory;
+        for inode in before.into_iter().chain(now) {
+            memory.names_of(inode).for_each(|name| self.force(name.clone()));
+        }
+    }
+
+    fn force(&mut self, path: TreePath) {
+        if self.forced.insert(path.clone()) {
+            self.queue.push((path, Depth::Itself));
+        }
+    }
+
+    fn list(&mut self, path: &[u8]) {
+        let watch = self.watch;
+        let Some((below, rel)) = self.places.below(path) else {
+            return;
+        };
+        let listed = below
+            .dir(rel)
+            .map(|dir| watch.dir(path, dir))
+            .and_then(|()| below.names(rel));
+        let names = match listed {
+            Ok(names) => names,
+            Err(error) if is_gone(&error) => Vec::new(),
+            Err(error) => {
+                self.unlisted.push((
+                    path.to_vec(),
+                    format!("cannot be listed, so its content is kept as it was: {error}"),
+                ));
+                return;
+            }
+        };
+        let names: BTreeSet<Vec<u8>> = names.into_iter().collect();
+        for name in children(self.tree, path).filter(|name| !names.contains(*name)) {
+            self.found.insert(join(path, name), Found::Gone);
+            self.queue.push((join(path, name), Depth::Itself));
+        }
+        self.queue
+            .extend(names.iter().map(|name| (join(path, name), Depth::Below)));
+    }
+}
+
+/// The directory a path is in and its name there; `None` for a root.
+fn parent(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let slash = path.iter().rposition(|byte| *byte == b'/')?;
+    Some((&path[..slash], &path[slash + 1..]))
+}
+
+/// The names directly in the directory `dir` of a tree, some of them twice.
+fn children<'t>(tree: &'t Tree, dir: &[u8]) -> impl Iterator<Item = &'t [u8]> {
+    let below = [dir, b"/"].concat();
+    let mut next = below.clone();
+    std::iter::from_fn(move || {
+        let (path, _) = tree
+            .range(next.clone()..)
+            .next()
+            .filter(|(path, _)| path.starts_with(&below))?;
+        let rest = &path[below.len()..];
+        let name = rest.split(|byte| *byte == b'/').next().unwrap_or(rest);
+        next = [&below, name].concat();
+        // Past the name itself, or past all that is in it: `0` follows `/`.
+        next.push(if name.len() == rest.len() { 0 } else { b'0' });
+        Some(name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::state::model::Entry;
+
+    fn dir() -> Entry {
+        Entry {
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime_ns: 0,
+            kind: Kind::Dir,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn children_are_what_is_directly_inside(paths in prop::collection::btree_set("[a-b0/.-]{1,8}", 0..30)) {
+            let mut tree = Tree::new();
+            let mut direct = BTreeSet::new();
+            for path in paths {
+                let mut at = b"s".to_vec();
+                for part in path.split('/').filter(|part| !part.is_empty()) {
+                    at = join(&at, part.as_bytes());
+                    tree.insert(at.clone(), dir());
+                }
+                direct.extend(path.split('/').find(|part| !part.is_empty()).map(|part| part.as_bytes().to_vec()));
+            }
+            let found: BTreeSet<Vec<u8>> = children(&tree, b"s").map(<[u8]>::to_vec).collect();
+            prop_assert_eq!(found, direct);
+        }
+    }
+
+    #[test]
+    fn a_sidecar_is_known_by_the_end_of_its_name() {
+        assert_eq!(beside(b"state/a.sqlite-wal"), Some(&b"state/a.sqlite"[..]));
+        assert_eq!(beside(b"state/-wal"), None);
+        assert_eq!(beside(b"state/a"), None);
+    }
+}

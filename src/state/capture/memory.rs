@@ -1,0 +1,136 @@
+//! What is remembered of the live files from one commit to the next, so that only what changed is read again.
+//!
+//! All of it can be lost without harm: what is not remembered is read.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::state::{model::TreePath, sqlite, walk::Stat};
+
+/// A file whatever its names.
+pub type Inode = (u64, u64);
+
+#[derive(Debug, Default)]
+pub struct Memory {
+    stats: BTreeMap<TreePath, Stat>,
+    /// The names of files that have several.
+    links: BTreeMap<Inode, BTreeSet<TreePath>>,
+    databases: BTreeMap<TreePath, (Inode, sqlite::Known)>,
+    troubles: BTreeMap<TreePath, String>,
+    /// Something has been captured.
+    begun: bool,
+}
+
+/// What a capture found out, to be remembered once it is committed.
+#[derive(Debug, Default)]
+pub struct Update {
+    /// With all below them.
+    pub gone: Vec<TreePath>,
+    /// As they are in the snapshot.
+    pub stats: Vec<(TreePath, Stat)>,
+    /// To be looked at as if never seen.
+    pub unsure: Vec<TreePath>,
+    pub databases: Vec<(TreePath, Inode, sqlite::Known)>,
+    pub no_databases: Vec<TreePath>,
+    pub troubles: Vec<(TreePath, String)>,
+}
+
+/// Most troubles named in a commit.
+const MOST_NAMED: usize = 50;
+
+impl Memory {
+    pub fn stat(&self, path: &[u8]) -> Option<&Stat> {
+        self.stats.get(path)
+    }
+
+    pub fn names_of(&self, inode: Inode) -> impl Iterator<Item = &TreePath> {
+        self.links.get(&inode).into_iter().flatten()
+    }
+
+    /// What is known of the database at `path`, if it is still the same file.
+    pub fn database(&self, path: &[u8], inode: Inode) -> Option<&sqlite::Known> {
+        self.databases
+            .get(path)
+            .filter(|(known, _)| *known == inode)
+            .map(|(_, known)| known)
+    }
+
+    /// Nothing has been captured yet in this process.
+    pub fn is_new(&self) -> bool {
+        !self.begun
+    }
+
+    /// Forgets everything, so that everything is read again.
+    pub fn distrust(&mut self) {
+        *self = Memory {
+            begun: true,
+            ..Memory::default()
+        };
+    }
+
+    pub fn apply(&mut self, update: Update) {
+        self.begun = true;
+        for path in update.gone {
+            self.forget(&path);
+            let below = [&path, &b"/"[..]].concat();
+            let inside: Vec<TreePath> = self
+                .stats
+                .range(below.clone()..)
+                .map(|(path, _)| path)
+                .chain(self.troubles.range(below.clone()..).map(|(path, _)| path))
+                .take_while(|path| path.starts_with(&below))
+                .cloned()
+                .collect();
+            inside.iter().for_each(|path| self.forget(path));
+        }
+        update.unsure.iter().for_each(|path| self.forget_stat(path));
+        update.no_databases.iter().for_each(|path| {
+            self.databases.remove(path);
+        });
+        for (path, stat) in update.stats {
+            self.forget_stat(&path);
+            self.troubles.remove(&path);
+            if stat.links > 1 && stat.what == crate::state::walk::What::File {
+                self.links.entry(stat.inode()).or_default().insert(path.clone());
+            }
+            self.stats.insert(path, stat);
+        }
+        let databases = update
+            .databases
+            .into_iter()
+            .map(|(path, inode, known)| (path, (inode, known)));
+        self.databases.extend(databases);
+        self.troubles.extend(update.troubles);
+    }
+
+    /// What could not be captured as it should, one line each, with what `update` is about to say.
+    pub fn warnings(&self, update: &Update) -> Vec<String> {
+        let fine: BTreeSet<&TreePath> = update.stats.iter().map(|(path, _)| path).chain(&update.gone).collect();
+        let mut troubles: BTreeMap<&TreePath, &String> =
+            self.troubles.iter().filter(|(path, _)| !fine.contains(path)).collect();
+        troubles.extend(update.troubles.iter().map(|(path, why)| (path, why)));
+        let more = troubles.len().saturating_sub(MOST_NAMED);
+        let named = troubles
+            .into_iter()
+            .take(MOST_NAMED)
+            .map(|(path, why)| format!("{}: {why}", crate::state::walk::show(path)));
+        let rest = (more > 0).then(|| format!("and {more} more"));
+        named.chain(rest).collect()
+    }
+
+    fn forget(&mut self, path: &[u8]) {
+        self.forget_stat(path);
+        self.databases.remove(path);
+        self.troubles.remove(path);
+    }
+
+    fn forget_stat(&mut self, path: &[u8]) {
+        if let Some(stat) = self.stats.remove(path)
+            && let Some(names) = self.links.get_mut(&stat.inode())
+        {
+            names.remove(path);
+            if names.is_empty() {
+                self.links.remove(&stat.inode());
+            }
+        }
+    }
+}

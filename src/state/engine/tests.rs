@@ -1,0 +1,588 @@
+//! The engine on real directories, real databases and a store that fails.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::fs::{FileExt, PermissionsExt, symlink},
+    path::Path,
+    process::{Child, Command as Process, Stdio},
+};
+
+use tokio::{runtime::Runtime, sync::mpsc::UnboundedReceiver};
+
+use super::*;
+use crate::{
+    state::{
+        model::{Entry, Kind},
+        recover::Recovered,
+        tests::kit::{Kit, picture},
+    },
+    store::faulty::{self, Fault},
+};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+type Picture = Vec<(Vec<u8>, Entry, Vec<u8>)>;
+
+/// An engine that keeps the live directory of a kit.
+struct Live {
+    kit: Kit,
+    engine: EngineHandle,
+    events: UnboundedReceiver<Event>,
+    runtime: Runtime,
+    restored: u32,
+}
+
+fn settings(kit: &Kit) -> Settings {
+    Settings {
+        roots: vec![Root {
+            name: "state".into(),
+            path: kit.live(),
+        }],
+        pace: pace::Settings {
+            quiet: Duration::from_millis(20),
+            max_delay: Duration::from_millis(100),
+            min_gap: Duration::from_millis(20),
+        },
+        spool: kit.path("spool"),
+        rescan: RESCAN,
+        gateway: Box::new(|| Some("2026.9.6".into())),
+    }
+}
+
+impl Live {
+    fn start(kit: Kit) -> Live {
+        let settings = settings(&kit);
+        Live::start_with(kit, settings)
+    }
+
+    fn start_with(mut kit: Kit, settings: Settings) -> Live {
+        let (events, receiver) = Events::channel();
+        let head = std::mem::take(&mut kit.head);
+        let generation = kit.history.begin(ulid::Ulid::generate(), head.id());
+        let engine = start(settings, kit.history.clone(), generation, head, events).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        Live {
+            kit,
+            engine,
+            events: receiver,
+            runtime,
+            restored: 0,
+        }
+    }
+
+    fn commit(&self) -> Meta {
+        self.runtime.block_on(self.engine.commit_now()).unwrap().unwrap()
+    }
+
+    /// The next event that `pick` wants.
+    fn event<T>(&mut self, pick: impl Fn(Event) -> Option<T>) -> T {
+        let events = &mut self.events;
+        let wait = async {
+            loop {
+                if let Some(found) = pick(events.recv().await.unwrap()) {
+                    return found;
+                }
+            }
+        };
+        self.runtime
+            .block_on(async { tokio::time::timeout(DEADLINE, wait).await })
+            .unwrap()
+    }
+
+    /// Waits until a commit restores to what is there now.
+    fn settles(&mut self) {
+        let now = picture(&self.kit.live());
+        loop {
+            let (restored, _) = self.restore();
+            if restored == now {
+                return;
+            }
+            self.event(|event| matches!(event, Event::SnapshotCommitted { .. }).then_some(()));
+        }
+    }
+
+    /// Restores the newest commit, and looks at it.
+    fn restore(&mut self) -> (Picture, PathBuf) {
+        self.restored += 1;
+        let name = format!("back-{}", self.restored);
+        if let Recovered::Empty { .. } = self.kit.recover_to(&name).unwrap() {
+            fs::create_dir_all(self.kit.path(&name)).unwrap();
+        }
+        (picture(&self.kit.path(&name)), self.kit.path(&name))
+    }
+
+    fn objects(&self) -> usize {
+        self.kit.reopened().restorable().unwrap().len()
+    }
+
+    /// Ends the engine and boots again.
+    fn reboot(mut self) -> Live {
+        self.finish();
+        self.kit.reboot();
+        Live::start(self.kit)
+    }
+
+    fn finish(&self) -> Option<Meta> {
+        self.runtime
+            .block_on(self.engine.finish(Instant::now() + DEADLINE))
+            .unwrap()
+    }
+
+    fn head_tree(&self) -> crate::state::model::Tree {
+        let history = self.kit.reopened();
+        let newest = history.restorable().unwrap()[0];
+        history.load(newest).unwrap().tree().clone()
+    }
+}
+
+fn furnish(kit: &Kit) {
+    kit.write("openclaw.json", "{}");
+    kit.write("empty", "");
+    kit.write("a/b/c/log.jsonl", "line\n".repeat(50_000));
+    kit.write("odd/name with\nnewline", "1");
+    let live = kit.live();
+    symlink("/etc/shadow", live.join("link")).unwrap();
+    fs::hard_link(live.join("openclaw.json"), live.join("a/again.json")).unwrap();
+    fs::set_permissions(live.join("openclaw.json"), fs::Permissions::from_mode(0o600)).unwrap();
+    let sparse = fs::File::create(live.join("sparse")).unwrap();
+    sparse.write_all_at(b"middle", 3_000_000).unwrap();
+    sparse.set_len(9_000_000).unwrap();
+    kit.write("tmp/left-out", "");
+    fs::remove_file(live.join("tmp/left-out")).unwrap();
+    fs::remove_dir(live.join("tmp")).unwrap();
+}
+
+#[test]
+fn what_is_there_at_boot_is_committed_and_a_boot_without_a_change_commits_nothing() {
+    let kit = Kit::new();
+    furnish(&kit);
+    let live = Live::start(kit);
+    let first = live.commit();
+    assert_eq!(
+        (first.reason, first.gateway.as_deref()),
+        (Reason::Boot, Some("2026.9.6"))
+    );
+    assert_eq!(live.objects(), 1);
+    let mut live = live.reboot();
+    assert_eq!(live.commit().id, first.id);
+    assert_eq!(picture(&live.kit.live()), live.restore().0);
+    let live = live.reboot();
+    live.kit.write("new", "1");
+    let second = live.commit();
+    assert_eq!(
+        (second.parent, second.base, second.reason),
+        (Some(first.id), Some(first.id), Reason::Boot)
+    );
+    assert_eq!(live.finish(), Some(second));
+    assert_eq!(live.objects(), 2);
+}
+
+#[test]
+fn changes_are_committed_by_themselves() {
+    let kit = Kit::new();
+    furnish(&kit);
+    let mut live = Live::start(kit);
+    live.settles();
+    let at = live.kit.live();
+    live.kit.write("new/deep/er/file", "1");
+    live.settles();
+    fs::rename(at.join("a"), at.join("moved")).unwrap();
+    live.settles();
+    live.kit.write("moved/b/more", "2");
+    fs::remove_file(at.join("link")).unwrap();
+    live.settles();
+    fs::set_permissions(at.join("empty"), fs::Permissions::from_mode(0o4711)).unwrap();
+    live.settles();
+    fs::remove_dir_all(at.join("moved")).unwrap();
+    live.kit.write("moved", "now a file");
+    live.settles();
+    fs::OpenOptions::new()
+        .append(true)
+        .open(at.join("openclaw.json"))
+        .unwrap()
+        .write_all(b"more")
+        .unwrap();
+    live.settles();
+    fs::remove_file(at.join("openclaw.json")).unwrap();
+    live.settles();
+}
+
+#[test]
+fn every_name_of_a_linked_file_follows_its_content() {
+    let kit = Kit::new();
+    kit.write("m", "1");
+    kit.write("other/x", "");
+    let mut live = Live::start(kit);
+    let at = live.kit.live();
+    fs::hard_link(at.join("m"), at.join("z")).unwrap();
+    live.settles();
+    fs::write(at.join("z"), "written by the later name").unwrap();
+    live.settles();
+    fs::hard_link(at.join("m"), at.join("a")).unwrap();
+    live.settles();
+    fs::remove_file(at.join("a")).unwrap();
+    live.settles();
+    fs::remove_file(at.join("m")).unwrap();
+    live.settles();
+    assert_eq!(
+        fs::read(live.restore().1.join("z")).unwrap(),
+        b"written by the later name"
+    );
+}
+
+#[test]
+fn a_root_may_come_late_go_and_come_back() {
+    let kit = Kit::new();
+    kit.write("a", "1");
+    let late = kit.path("workspace");
+    let mut settings = settings(&kit);
+    settings.roots.push(Root {
+        name: "workspace".into(),
+        path: late.clone(),
+    });
+    let mut live = Live::start_with(kit, settings);
+    live.commit();
+    let has = |live: &Live, name: &str| live.head_tree().contains_key(name.as_bytes());
+    assert!(!has(&live, "workspace"));
+    fs::create_dir(&late).unwrap();
+    fs::write(late.join("x"), "1").unwrap();
+    while !has(&live, "workspace/x") {
+        live.event(|event| matches!(event, Event::SnapshotCommitted { .. }).then_some(()));
+    }
+    fs::remove_dir_all(&late).unwrap();
+    live.commit();
+    assert!(!has(&live, "workspace") && has(&live, "state/a"));
+    fs::create_dir(&late).unwrap();
+    fs::write(late.join("y"), "1").unwrap();
+    while !has(&live, "workspace/y") {
+        live.event(|event| matches!(event, Event::SnapshotCommitted { .. }).then_some(()));
+    }
+    // No longer named: stays as it was.
+    live.engine.set_roots(vec![Root {
+        name: "state".into(),
+        path: live.kit.live(),
+    }]);
+    fs::remove_dir_all(&late).unwrap();
+    live.kit.write("b", "1");
+    live.commit();
+    assert!(has(&live, "workspace/y") && has(&live, "state/b"));
+}
+
+#[test]
+fn a_store_that_is_away_loses_nothing_and_is_said_once() {
+    let mut kit = Kit::new();
+    kit.write("a", "1");
+    let (store, faults) = faulty::store(&kit.path("faulty"));
+    kit.history = History::open(store, "default", None).unwrap();
+    let mut live = Live::start(kit);
+    let first = live.commit();
+    faults.set(Fault::Errno(nix::libc::ENOTCONN));
+    live.kit.write("b", "2");
+    let why = live.event(|event| match event {
+        Event::StoreUnavailable { why } => Some(why),
+        _ => None,
+    });
+    assert!(why.contains("umount"), "{why}");
+    live.kit.write("c", "3");
+    assert!(live.runtime.block_on(live.engine.commit_now()).is_err());
+    faults.set(Fault::CutPut(20));
+    assert!(live.runtime.block_on(live.engine.commit_now()).is_err());
+    faults.set(Fault::None);
+    live.event(|event| matches!(event, Event::StoreRecovered { .. }).then_some(()));
+    let now = live.commit();
+    assert_eq!(now.parent, Some(first.id));
+    assert!(
+        now.id.seq > first.id.seq + 1,
+        "the number of a failed commit is not used again"
+    );
+    let history = live.kit.history.clone();
+    let tree = history.load(now.id).unwrap();
+    assert!(tree.tree().contains_key(&b"state/b"[..]) && tree.tree().contains_key(&b"state/c"[..]));
+    let mut said = 0;
+    while let Ok(event) = live.events.try_recv() {
+        said += u32::from(matches!(event, Event::StoreUnavailable { .. }));
+    }
+    assert_eq!(said, 0);
+}
+
+#[test]
+fn the_last_commit_is_tried_until_its_deadline() {
+    let mut kit = Kit::new();
+    kit.write("a", "1");
+    let (store, faults) = faulty::store(&kit.path("faulty"));
+    kit.history = History::open(store, "default", None).unwrap();
+    let live = Live::start(kit);
+    live.commit();
+    faults.set(Fault::Hang);
+    live.kit.write("b", "2");
+    let engine = live.engine.clone();
+    let finish = live.runtime.block_on(async {
+        let soon = Instant::now() + Duration::from_millis(500);
+        engine.finish(soon).await
+    });
+    assert!(matches!(finish, Err(NotCommitted::TooLate(_))), "{finish:?}");
+    faults.set(Fault::None);
+}
+
+#[test]
+fn a_pause_commits_nothing_and_forgets_nothing() {
+    let kit = Kit::new();
+    kit.write("a", "1");
+    let live = Live::start(kit);
+    live.commit();
+    live.runtime.block_on(live.engine.pause()).unwrap();
+    live.kit.write("b", "1");
+    assert_eq!(live.objects(), 1);
+    live.engine.resume(None);
+    live.commit();
+    assert!(live.head_tree().contains_key(&b"state/b"[..]));
+}
+
+#[test]
+fn what_cannot_be_captured_is_named_and_stops_nothing() {
+    let kit = Kit::new();
+    kit.write("good", "1");
+    nix::unistd::mkfifo(&kit.live().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    std::os::unix::net::UnixListener::bind(kit.live().join("socket")).unwrap();
+    kit.write("broken.sqlite", [&b"SQLite format 3\0"[..], &[7; 5000]].concat());
+    let deep = vec!["d"; 140].join("/");
+    kit.write(&deep, "1");
+    let mut live = Live::start(kit);
+    let meta = live.commit();
+    assert_eq!(meta.warnings.len(), 2, "{:?}", meta.warnings);
+    assert!(
+        meta.warnings
+            .iter()
+            .any(|line| line.starts_with("state/broken.sqlite: ") && line.contains("as they are"))
+    );
+    assert!(meta.warnings.iter().any(|line| line.contains("too deep")));
+    let tree = live.head_tree();
+    assert!(tree.contains_key(&b"state/good"[..]) && !tree.contains_key(&b"state/pipe"[..]));
+    assert!(matches!(
+        tree[&b"state/broken.sqlite"[..]].kind,
+        Kind::File { len: 5016, .. }
+    ));
+    let back = live.restore().1;
+    assert_eq!(
+        fs::read(back.join("broken.sqlite")).unwrap(),
+        fs::read(live.kit.live().join("broken.sqlite")).unwrap()
+    );
+}
+
+#[test]
+fn losing_most_of_the_state_is_committed_and_said() {
+    let kit = Kit::new();
+    (0..30).for_each(|n| kit.write(&format!("many/{n}"), "1"));
+    kit.write("few", "1");
+    let mut live = Live::start(kit);
+    live.commit();
+    fs::remove_dir_all(live.kit.live().join("many")).unwrap();
+    live.commit();
+    let why = live.event(|event| match event {
+        Event::SnapshotSuspicious { why, .. } => Some(why),
+        _ => None,
+    });
+    assert!(why.contains("files are gone"));
+}
+
+/// A process of its own that runs Python, as locks of one process do not hold against itself. Ends when dropped.
+struct Python {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Python {
+    #[expect(clippy::disallowed_methods, reason = "a test's own helper")]
+    fn run(script: &str, database: &Path) -> Python {
+        let mut child = Process::new("python3")
+            .args(["-u", "-c", script])
+            .arg(database)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Python { child, lines }
+    }
+
+    fn line(&mut self) -> String {
+        self.lines.next().unwrap().unwrap()
+    }
+
+    fn tell(&mut self) {
+        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    }
+}
+
+impl Drop for Python {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Moves amounts between the rows of two tables, whose sum stays 1000, as fast as it can until told to stop.
+const BANK: &str = r#"
+import sqlite3, sys, threading, random
+db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)
+mode = "delete" if "delete" in sys.argv[1] else "wal"
+db.execute(f"PRAGMA journal_mode={mode}")
+db.execute("PRAGMA synchronous=OFF")
+db.execute("CREATE TABLE a(id INTEGER PRIMARY KEY, v, pad)")
+db.execute("CREATE TABLE b(id INTEGER PRIMARY KEY, v, pad)")
+db.execute("BEGIN")
+for n in range(100):
+    db.execute("INSERT INTO a VALUES(?, 10, ?)", (n, "x" * 2000))
+    db.execute("INSERT INTO b VALUES(?, 0, ?)", (n, "y" * 2000))
+db.execute("COMMIT")
+print("ready")
+stop = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
+count = 0
+while not stop.is_set():
+    db.execute("BEGIN IMMEDIATE")
+    n, m, v = random.randrange(100), random.randrange(100), random.randrange(9)
+    db.execute("UPDATE a SET v = v - ? WHERE id = ?", (v, n))
+    db.execute("UPDATE b SET v = v + ? WHERE id = ?", (v, m))
+    db.execute("INSERT INTO b(v, pad) VALUES(0, ?)", ("z" * random.randrange(3000),))
+    db.execute("COMMIT")
+    count += 1
+    if count % 400 == 0: db.execute("DELETE FROM b WHERE id >= 100")
+print(count)
+print(db.execute("SELECT count(*), total(v) FROM b").fetchone())
+sys.stdin.readline()
+"#;
+
+fn check_bank(database: &Path) -> (u32, f64) {
+    let db = rusqlite::Connection::open(database).unwrap();
+    let check: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(check, "ok");
+    let sum = "SELECT (SELECT total(v) FROM a) + (SELECT total(v) FROM b)";
+    assert_eq!(db.query_row(sum, [], |row| row.get::<_, f64>(0)).unwrap(), 1000.0);
+    db.query_row("SELECT count(*), total(v) FROM b", [], |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    })
+    .unwrap()
+}
+
+#[test]
+fn databases_are_whole_in_every_commit_while_they_are_written_to() {
+    for name in ["wal.sqlite", "delete.sqlite"] {
+        let kit = Kit::new();
+        fs::create_dir_all(kit.live()).unwrap();
+        let database = kit.live().join(name);
+        let mut writer = Python::run(BANK, &database);
+        assert_eq!(writer.line(), "ready");
+        let mut live = Live::start(kit);
+        for _ in 0..12 {
+            live.commit();
+            let back = live.restore().1;
+            check_bank(&back.join(name));
+            assert!(!back.join(format!("{name}-wal")).exists());
+        }
+        writer.tell();
+        assert!(writer.line().parse::<u32>().unwrap() > 0);
+        let last = writer.line();
+        let meta = live.commit();
+        assert_eq!(meta.warnings, Vec::<String>::new());
+        let (count, total) = check_bank(&live.restore().1.join(name));
+        assert_eq!(last, format!("({count}, {total:?})"));
+    }
+}
+
+const LOCKED: &str = r#"
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("CREATE TABLE t(v)")
+db.execute("INSERT INTO t VALUES(1)")
+print("ready"); sys.stdin.readline()
+db.execute("PRAGMA locking_mode=EXCLUSIVE")
+db.execute("INSERT INTO t VALUES(2)")
+print("locked"); sys.stdin.readline()
+db.execute("PRAGMA locking_mode=NORMAL")
+db.execute("INSERT INTO t VALUES(3)")
+print("free"); sys.stdin.readline()
+"#;
+
+#[test]
+fn a_locked_database_is_kept_as_it_was_said_and_taken_when_it_is_free() {
+    let kit = Kit::new();
+    let mut holder = Python::run(LOCKED, &kit.live().join("db"));
+    assert_eq!(holder.line(), "ready");
+    let mut live = Live::start(kit);
+    live.commit();
+    let rows = |back: PathBuf| {
+        let db = rusqlite::Connection::open(back.join("db")).unwrap();
+        db.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, u32>(0))
+            .unwrap()
+    };
+    holder.tell();
+    assert_eq!(holder.line(), "locked");
+    live.kit.write("other", "1");
+    let meta = live.commit();
+    assert!(
+        meta.warnings
+            .iter()
+            .any(|line| line.starts_with("state/db: ") && line.contains("locked")),
+        "{:?}",
+        meta.warnings
+    );
+    assert_eq!(rows(live.restore().1), 1);
+    holder.tell();
+    assert_eq!(holder.line(), "free");
+    while rows(live.restore().1) != 3 {
+        live.event(|event| matches!(event, Event::SnapshotCommitted { .. }).then_some(()));
+    }
+    live.kit.write("other", "2");
+    assert_eq!(live.commit().warnings, Vec::<String>::new());
+}
+
+const LARGE: &str = r#"
+import sqlite3, sys, os
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA journal_mode=WAL")
+db.execute("PRAGMA synchronous=OFF")
+db.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+db.execute("BEGIN")
+for n in range(10000):
+    db.execute("INSERT INTO t VALUES(?, ?)", (n, os.urandom(10000) + bytes(10000)))
+db.execute("COMMIT")
+while True:
+    print("ready")
+    if not sys.stdin.readline(): break
+    db.execute("UPDATE t SET v = zeroblob(3000) WHERE id = 5000")
+"#;
+
+#[test]
+fn one_change_in_a_large_database_stores_little() {
+    let kit = Kit::new();
+    let mut writer = Python::run(LARGE, &kit.live().join("large"));
+    assert_eq!(writer.line(), "ready");
+    let mut live = Live::start(kit);
+    let stored = |live: &mut Live, id: CommitId| {
+        live.event(|event| match event {
+            Event::SnapshotCommitted {
+                commit, stored_bytes, ..
+            } if commit == id => Some(stored_bytes),
+            _ => None,
+        })
+    };
+    let first = live.commit();
+    assert!(first.bytes > 200_000_000 && stored(&mut live, first.id) > 100_000_000);
+    writer.tell();
+    assert_eq!(writer.line(), "ready");
+    let second = live.commit();
+    assert_ne!(first.id, second.id);
+    let bytes = stored(&mut live, second.id);
+    assert!(bytes < 200_000, "{bytes} bytes for a change of a few pages");
+    let back = live.restore().1.join("large");
+    let db = rusqlite::Connection::open(back).unwrap();
+    let len: u32 = db
+        .query_row("SELECT length(v) FROM t WHERE id = 5000", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(len, 3000);
+}

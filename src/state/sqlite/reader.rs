@@ -1,0 +1,160 @@
+//! A connection that reads pages and leaves no trace.
+
+use std::{
+    collections::BTreeSet,
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use nix::libc;
+use rusqlite::{Connection, OpenFlags, Transaction, config::DbConfig};
+
+use super::{CaptureError, Seen, wal};
+
+/// How long a lock is waited for. A commit without a log takes a moment; anything longer is somebody's intention.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// No single statement takes longer, unless the schema has been made to keep us busy.
+const LONGEST: Duration = Duration::from_secs(10);
+
+pub struct Reader {
+    db: Connection,
+    path: PathBuf,
+    log: PathBuf,
+}
+
+/// What is read in one transaction.
+pub struct View<'a> {
+    /// Ends when dropped.
+    tx: Transaction<'a>,
+    pub page_size: u32,
+    pub pages: u32,
+    /// How often it was written to; `None` for one with a log, where that is not counted.
+    pub counter: Option<u32>,
+}
+
+impl Reader {
+    /// Opens the database for writing, as far as SQLite needs that to recover what a crash left behind, but writes
+    /// nothing itself, and checkpoints nothing when it is closed.
+    pub fn open(path: &Path) -> Result<Reader, CaptureError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW
+            | OpenFlags::SQLITE_OPEN_PRIVATE_CACHE;
+        let mut db = Connection::open_with_flags(path, flags)?;
+        db.busy_timeout(PATIENCE)?;
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+        let opened = Instant::now();
+        db.progress_handler(100_000, Some(move || opened.elapsed() > LONGEST))?;
+        db.pragma_update(None, "query_only", true)?;
+        db.pragma_update(None, "mmap_size", 0)?;
+        // From here on the log, if there is one, is open, and what a crash left behind is recovered.
+        db.query_row("PRAGMA schema_version", [], |_| Ok(()))?;
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        Ok(Reader {
+            db,
+            path: path.to_owned(),
+            log: log.into(),
+        })
+    }
+
+    /// A place in the log that the next view has all of; `None` where there is no log, or no telling.
+    pub fn mark(&self) -> Result<Option<wal::Mark>, CaptureError> {
+        let main = wal::Times::settled(&self.path);
+        let before = self.run()?;
+        // What the log holds of committed frames, by SQLite's own index of it: a frame that can be seen in the file
+        // may be of a transaction that is not over. Does nothing (`NOOP`).
+        let frames = self
+            .db
+            .query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get::<_, i64>(1));
+        let frames = frames.ok().and_then(|frames| u32::try_from(frames).ok());
+        if self.run()? != before {
+            return Ok(None);
+        }
+        Ok(match (before, frames, main) {
+            (Some(salt), Some(frames), _) => Some(wal::Mark::At { salt, frames }),
+            (None, Some(0), Some(main)) => Some(wal::Mark::Empty { main }),
+            _ => None,
+        })
+    }
+
+    /// The pages that may have changed since `mark`, if the log tells.
+    pub fn changed(&self, mark: wal::Mark) -> Result<Option<BTreeSet<u32>>, CaptureError> {
+        let log = self.open_log()?;
+        wal::changed(log.as_ref(), &self.path, mark).map_err(|error| self.log_error(&error))
+    }
+
+    /// Begins a read transaction.
+    pub fn view(&self) -> Result<View<'_>, CaptureError> {
+        let tx = self.db.unchecked_transaction()?;
+        let header = tx.prepare_cached(PAGE)?.query_row([1], |row| {
+            let page = row.get_ref(0)?.as_blob()?;
+            let len = page.len() as u32;
+            let header: Option<[u8; 100]> = page.get(..100).and_then(|header| header.try_into().ok());
+            Ok(header.map(|header| (header, len)))
+        })?;
+        let Some((header, page_size)) = header.filter(|(_, size)| size.is_power_of_two() && *size <= 65536) else {
+            return Err(CaptureError::Damaged("its first page is none".into()));
+        };
+        let pages: i64 = tx.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+        let has_log = header[18] == 2 || header[19] == 2;
+        let counter = u32::from_be_bytes([header[24], header[25], header[26], header[27]]);
+        Ok(View {
+            page_size,
+            pages: u32::try_from(pages).map_err(|_| CaptureError::Damaged(format!("it has {pages} pages")))?,
+            counter: (!has_log).then_some(counter),
+            tx,
+        })
+    }
+
+    fn open_log(&self) -> Result<Option<File>, CaptureError> {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        match OpenOptions::new().read(true).custom_flags(flags).open(&self.log) {
+            Ok(log) => Ok(Some(log)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.log_error(&error)),
+        }
+    }
+
+    /// The run that the log is in, if it has been begun.
+    fn run(&self) -> Result<Option<wal::Salt>, CaptureError> {
+        let Some(log) = self.open_log()? else { return Ok(None) };
+        let header = wal::header(&log).map_err(|error| self.log_error(&error))?;
+        Ok(header.map(|(salt, _)| salt))
+    }
+
+    fn log_error(&self, error: &io::Error) -> CaptureError {
+        CaptureError::Unavailable(format!("{}: {error}", self.log.display()))
+    }
+}
+
+const PAGE: &str = "SELECT data FROM sqlite_dbpage WHERE pgno = ?1";
+
+impl View<'_> {
+    /// Appends the bytes of a page.
+    pub fn read(&self, page: u32, to: &mut Vec<u8>) -> Result<(), CaptureError> {
+        let mut read = self.tx.prepare_cached(PAGE)?;
+        let len = read.query_row([page], |row| {
+            let bytes = row.get_ref(0)?.as_blob()?;
+            to.extend_from_slice(bytes);
+            Ok(bytes.len())
+        })?;
+        if len != self.page_size as usize {
+            return Err(CaptureError::Damaged(format!("its page {page} has {len} bytes")));
+        }
+        Ok(())
+    }
+
+    /// Up to where changes have been seen with this view, given the mark taken before it.
+    pub fn seen(&self, before: Option<wal::Mark>) -> Option<Seen> {
+        match self.counter {
+            Some(counter) => Some(Seen::Counter(counter)),
+            None => before.map(Seen::Log),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Which pages of a database changed, read off the headers in its write-ahead log.
+//!
+//! The log's own format: https://www.sqlite.org/fileformat2.html#the_write_ahead_log. Only whether a page may have
+//! changed is taken from it, never a page's content, so no check sum is looked at: a page named by mistake is read
+//! through SQLite and found to be unchanged.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use crate::state::walk::TICK;
+
+const HEADER: u64 = 32;
+const FRAME: u64 = 24;
+
+/// A place in a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// Everything up to and with frame `frames` (counted from 1) of the run of the log that `salt` names. A log is
+    /// begun anew from its start, with a new salt, whenever all of it is in the database.
+    At { salt: Salt, frames: u32 },
+    /// The log was empty, and the database's own file was as `main`. While that file does not change, nothing has
+    /// been taken over into it, so the log cannot have been begun twice.
+    Empty { main: Times },
+}
+
+/// What changes with every write to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    ino: u64,
+    len: u64,
+    mtime_ns: i64,
+    ctime_ns: i64,
+}
+
+impl Times {
+    /// The times of the file at `path`, unless it was written to so recently that another write might not show.
+    pub fn settled(path: &Path) -> Option<Times> {
+        let times = Times::of(path)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        let last = Duration::from_nanos(u64::try_from(times.ctime_ns.max(times.mtime_ns)).ok()?);
+        (last + TICK < now).then_some(times)
+    }
+
+    fn of(path: &Path) -> Option<Times> {
+        let stat = fs::symlink_metadata(path).ok()?;
+        let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
+        Some(Times {
+            ino: stat.ino(),
+            len: stat.len(),
+            mtime_ns: nanos(stat.mtime(), stat.mtime_nsec()),
+            ctime_ns: nanos(stat.ctime(), stat.ctime_nsec()),
+        })
+    }
+}
+
+/// The first half counts up from one run to the next, the second is random.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Salt(u32, u32);
+
+impl Salt {
+    fn follows(self, before: Salt) -> bool {
+        self.0 == before.0.wrapping_add(1)
+    }
+}
+
+fn be(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn read<const N: usize>(file: &File, at: u64) -> io::Result<Option<[u8; N]>> {
+    let mut bytes = [0; N];
+    match file.read_exact_at(&mut bytes, at) {
+        Ok(()) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The salt of the log's present run and its page size; `None` for a log that has not been begun.
+pub fn header(file: &File) -> io::Result<Option<(Salt, u32)>> {
+    let header = read::<{ HEADER as usize }>(file, 0)?;
+    let header = header.filter(|header| be(header, 0) & !1 == 0x377f_0682);
+    Ok(header.map(|header| (Salt(be(&header, 16), be(&header, 20)), be(&header, 8))))
+}
+
+/// The page that a frame is of, and the salt of the run in which it was written.
+fn frame(file: &File, number: u32, page_size: u32) -> io::Result<Option<(u32, Salt)>> {
+    let at = HEADER + u64::from(number - 1) * (FRAME + u64::from(page_size));
+    let header = read::<16>(file, at)?;
+    Ok(header.map(|header| (be(&header, 0), Salt(be(&header, 8), be(&header, 12)))))
+}
+
+/// Adds the pages of the frames from `first` on that are of the run `salt`; returns how many frames these are.
+fn collect(file: &File, first: u32, salt: Salt, page_size: u32, pages: &mut BTreeSet<u32>) -> io::Result<u32> {
+    let mut number = first;
+    while let Some((page, found)) = frame(file, number, page_size)?
+        && found == salt
+    {
+        pages.insert(page);
+        number += 1;
+    }
+    Ok(number - first)
+}
+
+/// Every page that may have changed since `mark` in the database at `main`, or `None` when that cannot be told.
+pub fn changed(log: Option<&File>, main: &Path, since: Mark) -> io::Result<Option<BTreeSet<u32>>> {
+    let run = match log {
+        Some(log) => header(log)?.map(|(salt, page_size)| (log, salt, page_size)),
+        None => None,
+    };
+    let mut pages = BTreeSet::new();
+    match (run, since) {
+        (run, Mark::Empty { main: then }) => {
+            if let Some((log, salt, page_size)) = run {
+                collect(log, 1, salt, page_size, &mut pages)?;
+            }
+            Ok((Times::of(main) == Some(then)).then_some(pages))
+        }
+        (Some((log, salt, page_size)), Mark::At { salt: before, frames }) if salt == before => {
+            collect(log, frames + 1, salt, page_size, &mut pages)?;
+            Ok(Some(pages))
+        }
+        // Begun anew once: what was appended before that is still there, unless the new run has come as far or the
+        // file has been cut, which leaves a part of a frame at its end.
+        (Some((log, salt, page_size)), Mark::At { salt: before, frames }) if salt.follows(before) && frames > 0 => {
+            collect(log, 1, salt, page_size, &mut pages)?;
+            collect(log, frames + 1, before, page_size, &mut pages)?;
+            let whole = log.metadata()?.len().saturating_sub(HEADER) % (FRAME + u64::from(page_size)) == 0;
+            let there = frame(log, frames, page_size)?.is_some_and(|(_, found)| found == before);
+            let once = header(log)?.is_some_and(|(now, _)| now == salt);
+            Ok((whole && there && once).then_some(pages))
+        }
+        _ => Ok(None),
+    }
+}
