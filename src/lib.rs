@@ -22,6 +22,7 @@
 //! * [`report`]: probes, status, event log, callbacks; the way in for commands.
 //! * [`state`]: what is in a snapshot and how it gets there and back.
 //! * [`store`]: a directory of immutable objects that may hang or vanish.
+//! * [`supervise`]: services started, probed, restarted and ended whole.
 #![deny(unsafe_op_in_unsafe_fn)]
 #![deny(unsafe_code)]
 
@@ -36,3 +37,4 @@ pub mod pid1;
 pub mod report;
 pub mod state;
 pub mod store;
+pub mod supervise;

@@ -7,7 +7,7 @@ use std::{
 
 use toml::{Table, Value};
 
-use crate::pid1::signals;
+use crate::{pid1::signals, supervise::probe};
 
 use super::{
     env::Problem,
@@ -231,6 +231,9 @@ fn read_service(from: &mut Reader<'_>, service: &mut Service) {
     }
     if let Some(probe) = from.table("live", |from| read_probe(from, Probe::live)) {
         service.live = probe;
+        if let Some(Check::Notify { .. }) = service.live.as_ref().map(|probe| &probe.check) {
+            from.problem("live", "`notify` tells readiness only; use http, tcp or command");
+        }
     }
     from.table("stop", |from| read_stop(from, &mut service.stop));
     if let Some(env) = from.parse("env", |found| match found {
@@ -292,14 +295,27 @@ fn read_stop(from: &mut Reader<'_>, stop: &mut Stop) {
     }
 }
 
+fn host_and_port(addr: String) -> Result<String, String> {
+    let port = addr.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+    match port {
+        Some(Ok(_)) => Ok(addr),
+        _ => Err(format!("`{addr}` is not an address; write it like 127.0.0.1:8080")),
+    }
+}
+
 fn read_probe(from: &mut Reader<'_>, of_kind: fn(Check) -> Probe) -> Option<Probe> {
     let json = from.text("json");
     let mut checks: Vec<Check> = [
-        from.text("http").map(|url| Check::Http {
+        from.parse("http", |found| {
+            let url = text(found)?;
+            probe::check_url(&url).map(|_| url)
+        })
+        .map(|url| Check::Http {
             url,
             json: json.clone(),
         }),
-        from.text("tcp").map(|addr| Check::Tcp { addr }),
+        from.parse("tcp", |found| host_and_port(text(found)?))
+            .map(|addr| Check::Tcp { addr }),
         from.texts("command").map(|argv| Check::Command { argv }),
         from.parse("notify", |found| {
             found

@@ -11,6 +11,8 @@ use nix::sys::signal::Signal;
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
 
+use crate::supervise::order;
+
 use super::{
     Bucket, Callback, Cdp, Config, Log, Problems, Snapshot, Store,
     env::{Env, Problem},
@@ -236,7 +238,8 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
         }),
     };
 
-    let problems = settings.problems;
+    let mut problems = settings.problems;
+    problems.extend(order::check(&services));
     if !problems.is_empty() {
         return Err(Problems(problems));
     }
@@ -496,6 +499,17 @@ mod tests {
             name = "x"
             ready = { http = "http://a", tcp = "b:1" }
             bakcoff = {}
+            [[service]]
+            name = "y"
+            command = ["true"]
+            after = ["z"]
+            ready = { http = "https://a" }
+            live = { notify = 3 }
+            [[service]]
+            name = "z"
+            command = ["true"]
+            after = ["y", "gatewy"]
+            ready = { tcp = "nowhere" }
         "#;
         let env = [
             ("MOLTINIT_STORE_WIAT", "1s"),
@@ -511,6 +525,11 @@ mod tests {
             "service \"x\".bakcoff: unknown key; the nearest known one is `backoff`",
             "service \"x\".command: every service needs a command",
             "service \"x\".ready.http: a probe needs exactly one",
+            "service \"y\".ready.http: `https://a` cannot be probed",
+            "service \"y\".live: `notify` tells readiness only",
+            "service \"z\".ready.tcp: `nowhere` is not an address",
+            "service \"y\".after: each of these waits for the next, for ever: y -> z -> y",
+            "service \"z\".after: there is no service `gatewy`; the nearest known one is `gateway`",
             "MOLTINIT_HTTP_ADDR: `nowhere`",
             "MOLTINIT_CDP_ADDR: opens the browser to the network",
             "R2_BUCKET_NAME: must be set",

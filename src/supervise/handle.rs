@@ -1,0 +1,302 @@
+//! What the rest of the program does with the supervisor.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{Stream, future::join_all};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::info;
+
+use crate::{config::value::did_you_mean, event::ServiceState};
+
+use super::{
+    board::{self, View},
+    care::Environment,
+    logs::{Followed, Line, Log},
+    machine::Input,
+    order::STORE,
+    service::{Common, Message},
+    tree,
+};
+
+/// The longest a service may still drain once somebody is in a hurry.
+const HURRY: Duration = Duration::from_secs(3);
+/// Kept of a deadline for killing what does not stop.
+const KILLING: Duration = Duration::from_secs(2);
+
+/// Why a command was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    #[error("there is no service `{name}`{nearest}")]
+    Unknown { name: String, nearest: String },
+    #[error("the supervisor is shutting down")]
+    ShuttingDown,
+    #[error("{service} is not up: {}{}", state_name(*.state), .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    NotUp {
+        service: String,
+        state: ServiceState,
+        why: Option<String>,
+    },
+}
+
+fn state_name(state: ServiceState) -> &'static str {
+    match state {
+        ServiceState::Stopped => "stopped",
+        ServiceState::Waiting => "waiting",
+        ServiceState::Starting => "starting",
+        ServiceState::Running => "running",
+        ServiceState::Ready => "ready",
+        ServiceState::Unhealthy => "unhealthy",
+        ServiceState::Stopping => "stopping",
+        ServiceState::BackingOff => "backing off",
+        ServiceState::CrashLoop => "in a crash loop",
+        ServiceState::Held => "held",
+    }
+}
+
+/// One service as the handle knows it.
+pub(super) struct Entry {
+    pub inbox: mpsc::UnboundedSender<Message>,
+    pub log: Arc<Log>,
+    pub _task: AbortOnDropHandle<()>,
+}
+
+/// The supervisor. Cheap to clone; the services are supervised as long as one handle is left.
+#[derive(Clone)]
+pub struct Handle(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub services: BTreeMap<String, Entry>,
+    pub common: Arc<Common>,
+    pub closing: AtomicBool,
+    pub hurried: watch::Sender<bool>,
+}
+
+impl Handle {
+    /// Starts a service, and waits until it is ready.
+    ///
+    /// # Errors
+    /// There is none of that name, or it is held, in a crash loop, or has ended for good.
+    pub async fn start(&self, name: &str) -> Result<(), CommandError> {
+        self.up(name, Input::Start).await
+    }
+
+    /// Stops a service and starts it again, and waits until it is ready.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn restart(&self, name: &str) -> Result<(), CommandError> {
+        self.up(name, Input::Restart).await
+    }
+
+    /// Stops a service, and waits until nothing of it is left.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn stop(&self, name: &str) -> Result<(), CommandError> {
+        self.tell(name, Input::Stop).await?;
+        board::until(&self.0.common.board, |board| board.is_stopped(name).then_some(())).await;
+        Ok(())
+    }
+
+    /// Keeps a service down, ending it if it is up, until it is [released](Self::release); nobody's `start` changes
+    /// that.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn hold(&self, name: &str, why: &str) -> Result<(), CommandError> {
+        self.tell(name, Input::Hold(why.to_owned())).await
+    }
+
+    /// Lets a service start again that was held, by whomever.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn release(&self, name: &str) -> Result<(), CommandError> {
+        self.tell(name, Input::Release).await
+    }
+
+    /// A condition that services come after (`store`) holds from now on.
+    pub fn satisfied(&self, condition: &str) {
+        self.0.common.board.send_modify(|board| {
+            board.conditions.insert(condition.to_owned());
+        });
+    }
+
+    /// It holds no longer. What is up stays up.
+    pub fn unsatisfied(&self, condition: &str) {
+        self.0.common.board.send_modify(|board| {
+            board.conditions.remove(condition);
+        });
+    }
+
+    /// Hands over an environment, which goes over the service's own at its next start, starts the service if it is
+    /// stopped, and waits until it has ended for good; gives its last exit status.
+    ///
+    /// # Errors
+    /// There is none of that name, or the supervisor is shutting down.
+    pub async fn attach(&self, name: &str, env: Environment) -> Result<i32, CommandError> {
+        let entry = self.entry(name)?;
+        self.refuse_when_closing()?;
+        let (done, heard) = oneshot::channel();
+        let _ = entry.inbox.send(Message::Attach(env, done));
+        let _ = heard.await;
+        let status = board::until(&self.0.common.board, |board| {
+            let view = board.services.get(name)?;
+            let status = view.last_exit.map_or(0, |exit| exit.status);
+            (view.state == ServiceState::Stopped).then_some(status)
+        });
+        Ok(status.await)
+    }
+
+    /// Where every service stands.
+    pub fn services(&self) -> Vec<View> {
+        self.0.common.board.borrow().services.values().cloned().collect()
+    }
+
+    /// The last `n` lines that a service wrote.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn logs(&self, name: &str, n: usize) -> Result<Vec<Arc<Line>>, CommandError> {
+        Ok(self.entry(name)?.log.last(n, 0))
+    }
+
+    /// The last `n` lines of a service, and then every one it writes.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn follow(
+        &self,
+        name: &str,
+        n: usize,
+    ) -> Result<impl Stream<Item = Followed> + Send + Unpin + use<>, CommandError> {
+        Ok(self.entry(name)?.log.follow(n))
+    }
+
+    /// Whether the supervisor's loop turns.
+    pub fn is_alive(&self) -> bool {
+        self.0.common.pulse.is_alive()
+    }
+
+    /// Comes back when a service is in a crash loop that shall end the supervisor (exit code 70).
+    pub async fn gave_up(&self) {
+        let mut gave_up = self.0.common.gave_up.subscribe();
+        // The sender is in `self`.
+        let _ = gave_up.wait_for(|gave_up| *gave_up).await;
+    }
+
+    /// Stops everything that works on the restored state, that is what comes after `store`, directly or not, in
+    /// reverse order; the rest, a mount of the store perhaps among it, stays up for the last snapshot.
+    ///
+    /// From now on nothing can be started. After `within` nothing of it is left running.
+    pub async fn drain(&self, within: Duration) {
+        self.0.closing.store(true, Ordering::Relaxed);
+        let order = &self.0.common.order;
+        let names = order.all_after(STORE).into_iter().map(str::to_owned).collect();
+        self.stop_all(names, within).await;
+    }
+
+    /// Stops every service in reverse order. After `within` none is left running.
+    pub async fn shut_down(&self, within: Duration) {
+        self.0.closing.store(true, Ordering::Relaxed);
+        let names = self.0.services.keys().cloned().collect();
+        self.stop_all(names, within).await;
+    }
+
+    /// Ends every process there is below this one, or in its namespace if it is PID 1: asks, and kills after `grace`.
+    pub async fn sweep(&self, grace: Duration) {
+        tree::sweep(grace).await;
+    }
+
+    /// Cuts short every stop of a [`drain`](Self::drain) or [`shut_down`](Self::shut_down), under way or to come.
+    pub fn hurry(&self) {
+        self.0.hurried.send_replace(true);
+    }
+
+    async fn stop_all(&self, names: BTreeSet<String>, within: Duration) {
+        let deadline = Instant::now() + within.saturating_sub(KILLING.min(within / 4));
+        join_all(names.iter().map(|name| self.stop_in_turn(name, deadline))).await;
+    }
+
+    async fn stop_in_turn(&self, name: &str, deadline: Instant) {
+        let Common { board, order, .. } = &*self.0.common;
+        let before = order.after(name);
+        let mut hurried = self.0.hurried.subscribe();
+        // What is up while others that need it stop is still looked after; what is not up need not come up any more.
+        board::until(board, |board| {
+            let down = board.services.get(name).is_none_or(|view| view.pid.is_none());
+            (down || before.iter().all(|other| board.is_stopped(other))).then_some(())
+        })
+        .await;
+        let left = |hurried: bool| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if hurried { left.min(HURRY) } else { left }
+        };
+        let stopped = board::until(board, |board| board.is_stopped(name).then_some(()));
+        tokio::pin!(stopped);
+        let already = *hurried.borrow_and_update();
+        let _ = self.tell(name, Input::StopWithin(left(already))).await;
+        loop {
+            tokio::select! {
+                () = &mut stopped => return,
+                Ok(()) = hurried.changed() => {
+                    info!(service = name, "in a hurry: cutting the stop short");
+                    let _ = self.tell(name, Input::StopWithin(left(true))).await;
+                }
+            }
+        }
+    }
+
+    async fn up(&self, name: &str, input: Input) -> Result<(), CommandError> {
+        self.entry(name)?;
+        self.refuse_when_closing()?;
+        self.tell(name, input).await?;
+        board::until(&self.0.common.board, |board| {
+            let view = board.services.get(name)?;
+            match view.state {
+                ServiceState::Ready => Some(Ok(())),
+                ServiceState::Stopped | ServiceState::Held | ServiceState::CrashLoop => {
+                    Some(Err(CommandError::NotUp {
+                        service: name.to_owned(),
+                        state: view.state,
+                        why: view.why.clone(),
+                    }))
+                }
+                _ => None,
+            }
+        })
+        .await
+    }
+
+    async fn tell(&self, name: &str, input: Input) -> Result<(), CommandError> {
+        let (done, heard) = oneshot::channel();
+        let _ = self.entry(name)?.inbox.send(Message::Do(input, done));
+        let _ = heard.await;
+        Ok(())
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, CommandError> {
+        self.0.services.get(name).ok_or_else(|| CommandError::Unknown {
+            name: name.to_owned(),
+            nearest: did_you_mean(name, self.0.services.keys().map(String::as_str)),
+        })
+    }
+
+    fn refuse_when_closing(&self) -> Result<(), CommandError> {
+        if self.0.closing.load(Ordering::Relaxed) {
+            return Err(CommandError::ShuttingDown);
+        }
+        Ok(())
+    }
+}

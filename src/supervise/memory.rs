@@ -1,0 +1,259 @@
+//! How much memory there is, how much is used, and whether the kernel has killed for it.
+
+use std::{fs, path::PathBuf};
+
+/// How ready the kernel shall be to kill: the supervisor never, a service rather than what was there before, what a
+/// service has started (an agent's tools) rather than the service itself.
+const SUPERVISOR_SCORE: i32 = -1000;
+const SERVICE_ABOVE: i32 = 200;
+const DESCENDANT_ABOVE: i32 = 600;
+const SCORE_MAX: i32 = 1000;
+
+/// Where this container's memory is accounted for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accounts {
+    root: PathBuf,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    CgroupV2,
+    CgroupV1,
+    /// No limit but the machine's own memory.
+    Machine,
+}
+
+/// Memory in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    pub used: u64,
+    pub limit: u64,
+}
+
+impl Accounts {
+    /// Finds them below `root`, which is `/` but for tests.
+    pub fn find(root: impl Into<PathBuf>) -> Self {
+        let root = root.into();
+        let own = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+        let path = |controller: &str| {
+            own.lines().find_map(|line| {
+                let (_, rest) = line.split_once(':')?;
+                let (controllers, path) = rest.split_once(':')?;
+                let found = controllers.split(',').any(|name| name == controller);
+                found.then(|| path.trim_start_matches('/').to_owned())
+            })
+        };
+        let fs_root = root.join("sys/fs/cgroup");
+        // Inside a container the path may be the one outside, while what is mounted starts at the container's own.
+        let candidates = [
+            (Kind::CgroupV2, fs_root.join(path("").unwrap_or_default())),
+            (Kind::CgroupV2, fs_root.clone()),
+            (
+                Kind::CgroupV1,
+                fs_root.join("memory").join(path("memory").unwrap_or_default()),
+            ),
+            (Kind::CgroupV1, fs_root.join("memory")),
+        ];
+        let found = candidates.into_iter().find(|(kind, dir)| match kind {
+            Kind::CgroupV2 => dir.join("memory.max").exists(),
+            Kind::CgroupV1 => dir.join("memory.limit_in_bytes").exists(),
+            Kind::Machine => false,
+        });
+        match found {
+            Some((kind, root)) => Accounts { root, kind },
+            None => Accounts {
+                root,
+                kind: Kind::Machine,
+            },
+        }
+    }
+
+    /// What is used of what there may be; without what the kernel can take back. `None` without a limit of any kind.
+    pub fn usage(&self) -> Option<Usage> {
+        match self.kind {
+            Kind::CgroupV2 => {
+                let limit = self.number("memory.max")?;
+                let reclaimable = self.keyed("memory.stat", "inactive_file").unwrap_or(0);
+                let used = self.number("memory.current")?.saturating_sub(reclaimable);
+                Some(Usage { used, limit })
+            }
+            Kind::CgroupV1 => {
+                // Without a limit it says the largest number of whole pages.
+                let limit = self.number("memory.limit_in_bytes").filter(|limit| *limit < 1 << 60)?;
+                let reclaimable = self.keyed("memory.stat", "total_inactive_file").unwrap_or(0);
+                let used = self.number("memory.usage_in_bytes")?.saturating_sub(reclaimable);
+                Some(Usage { used, limit })
+            }
+            Kind::Machine => {
+                let limit = self.keyed("proc/meminfo", "MemTotal:")? * 1024;
+                let available = self.keyed("proc/meminfo", "MemAvailable:")? * 1024;
+                Some(Usage {
+                    used: limit.saturating_sub(available),
+                    limit,
+                })
+            }
+        }
+    }
+
+    /// How many processes the kernel has killed for want of memory so far.
+    pub fn oom_kills(&self) -> u64 {
+        let count = match self.kind {
+            Kind::CgroupV2 => self.keyed("memory.events", "oom_kill"),
+            Kind::CgroupV1 => self.keyed("memory.oom_control", "oom_kill"),
+            Kind::Machine => self.keyed("proc/vmstat", "oom_kill"),
+        };
+        count.unwrap_or(0)
+    }
+
+    fn number(&self, file: &str) -> Option<u64> {
+        fs::read_to_string(self.root.join(file)).ok()?.trim().parse().ok()
+    }
+
+    fn keyed(&self, file: &str, key: &str) -> Option<u64> {
+        let text = fs::read_to_string(self.root.join(file)).ok()?;
+        text.lines().find_map(|line| {
+            let (name, value) = line.split_once(char::is_whitespace)?;
+            let value = value.split_ascii_whitespace().next()?;
+            value.parse().ok().filter(|_| name == key)
+        })
+    }
+}
+
+/// Tells when memory gets tight, once each time it does.
+#[derive(Debug, Default)]
+pub struct Pressure {
+    told: bool,
+}
+
+impl Pressure {
+    /// Whether to tell now: above nine tenths of the limit, and not again before it was below eight.
+    pub fn is_news(&mut self, usage: Usage) -> bool {
+        let tenths = u128::from(usage.used) * 10 / u128::from(usage.limit.max(1));
+        let told = self.told;
+        self.told = tenths >= 9 || (told && tenths >= 8);
+        self.told && !told
+    }
+}
+
+/// The kernel's choice of whom to kill, in numbers for `oom_score_adj`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scores {
+    pub service: i32,
+    pub descendant: i32,
+}
+
+impl Scores {
+    /// Takes this process out of the kernel's choice if it is PID 1 and may, and says what services get.
+    pub fn settle() -> Scores {
+        let before = score(std::process::id() as i32).unwrap_or(0);
+        if std::process::id() == 1 {
+            set_score(1, SUPERVISOR_SCORE);
+        }
+        Scores::above(before.max(0))
+    }
+
+    fn above(before: i32) -> Scores {
+        Scores {
+            service: (before + SERVICE_ABOVE).min(SCORE_MAX - 1),
+            descendant: (before + DESCENDANT_ABOVE).min(SCORE_MAX),
+        }
+    }
+}
+
+fn score(pid: i32) -> Option<i32> {
+    fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// Makes the kernel kill that process rather than others. A process that has just ended needs none of it, and where
+/// it is not allowed nothing can be done.
+pub fn set_score(pid: i32, score: i32) {
+    let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        dir
+    }
+
+    fn usage(root: &Path) -> (Option<(u64, u64)>, u64) {
+        let accounts = Accounts::find(root);
+        let usage = accounts.usage().map(|usage| (usage.used, usage.limit));
+        (usage, accounts.oom_kills())
+    }
+
+    #[test]
+    fn cgroup_v2_as_a_container_sees_it() {
+        let dir = machine(&[
+            ("proc/self/cgroup", "0::/\n"),
+            ("sys/fs/cgroup/memory.max", "1000\n"),
+            ("sys/fs/cgroup/memory.current", "900\n"),
+            ("sys/fs/cgroup/memory.stat", "anon 1\ninactive_file 200\n"),
+            ("sys/fs/cgroup/memory.events", "low 0\noom 5\noom_kill 3\n"),
+        ]);
+        assert_eq!(usage(dir.path()), (Some((700, 1000)), 3));
+        fs::write(dir.path().join("sys/fs/cgroup/memory.max"), "max\n").unwrap();
+        assert_eq!(usage(dir.path()), (None, 3));
+    }
+
+    #[test]
+    fn cgroup_v1_with_the_path_from_outside() {
+        let dir = machine(&[
+            ("proc/self/cgroup", "5:cpu,cpuacct:/x\n4:memory:/docker/abc\n0::/\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "1000\n"),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "900\n"),
+            ("sys/fs/cgroup/memory/memory.stat", "total_inactive_file 100\n"),
+            (
+                "sys/fs/cgroup/memory/memory.oom_control",
+                "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+            ),
+        ]);
+        assert_eq!(usage(dir.path()), (Some((800, 1000)), 2));
+    }
+
+    #[test]
+    fn without_a_cgroup_the_machine_is_the_limit() {
+        let dir = machine(&[
+            (
+                "proc/meminfo",
+                "MemTotal:       100 kB\nMemFree: 1 kB\nMemAvailable:   40 kB\n",
+            ),
+            ("proc/vmstat", "pgfault 7\noom_kill 1\n"),
+        ]);
+        assert_eq!(usage(dir.path()), (Some((60 * 1024, 100 * 1024)), 1));
+        assert_eq!(usage(Path::new("/nowhere")), (None, 0));
+    }
+
+    #[test]
+    fn pressure_is_told_once_until_it_is_over() {
+        let mut pressure = Pressure::default();
+        let told: Vec<bool> = [50, 91, 95, 85, 92, 79, 90]
+            .map(|used| pressure.is_news(Usage { used, limit: 100 }))
+            .to_vec();
+        assert_eq!(told, [false, true, false, false, false, false, true]);
+    }
+
+    #[test]
+    fn what_a_service_starts_goes_first_and_the_supervisor_last() {
+        for before in [0, 500, 1000] {
+            let scores = Scores::above(before);
+            assert!(SUPERVISOR_SCORE < scores.service && scores.service < scores.descendant);
+            assert!(scores.descendant <= SCORE_MAX);
+        }
+    }
+}
