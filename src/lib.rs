@@ -15,6 +15,7 @@
 //! * [`browser`]: a local CDP port, tunnelled to a browser elsewhere.
 //! * [`cli`]: the command line, one file a subcommand.
 //! * [`config`]: environment and file into one checked `Config`; secrets that cannot be printed.
+//! * [`doctor`]: checks of everything that has to be in place, each with what to do about it.
 //! * [`event`]: the one vocabulary every module speaks about what happened.
 //! * [`gateway`]: all that is known of OpenClaw.
 //! * [`log`]: lines to stderr that never block.
@@ -30,6 +31,7 @@ pub mod boot;
 pub mod browser;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod event;
 pub mod gateway;
 pub mod log;

@@ -143,6 +143,19 @@ impl Upstream {
         }
     }
 
+    /// The root page of its server, for a look that launches nothing; without secrets.
+    pub fn origin(&self) -> Url {
+        let (Place::Worker { url, .. } | Place::Cloudflare { url, .. } | Place::Http(url) | Place::WebSocket(url)) =
+            &self.place;
+        let mut origin = url.clone();
+        origin.set_path("/");
+        origin.set_query(None);
+        // Refused only by URLs that cannot have them.
+        let _ = origin.set_username("");
+        let _ = origin.set_password(None);
+        origin
+    }
+
     /// The longest message it takes, in bytes, if it has a limit.
     pub fn message_max(&self) -> Option<u64> {
         match self.place {

@@ -4,6 +4,7 @@
 //! configuration, 127/126 as a shell has them.
 
 mod check;
+mod doctor;
 mod exec;
 mod failure;
 mod history;
@@ -37,6 +38,7 @@ enum Command {
     Restore(restore::Restore),
     #[command(subcommand)]
     Config(check::Config),
+    Doctor(doctor::Doctor),
 }
 
 /// Runs the command that this process was called with.
@@ -48,6 +50,7 @@ pub fn main() -> ExitCode {
         Command::Snapshot(snapshot) => snapshot.run(file).map(|()| 0),
         Command::Restore(restore) => restore.run(file).map(|()| 0),
         Command::Config(config) => config.run(file).map(|()| 0),
+        Command::Doctor(doctor) => doctor.run(file).map(|()| 0),
     };
     let code = done.unwrap_or_else(|Failure { code, error }| {
         // PID 1 with a closed stderr ends with its code all the same.

@@ -11,6 +11,7 @@ use super::{
     record::Record,
     settings::{Callback, Settings},
     status::{CallbackState, Delivered, Undelivered},
+    web,
 };
 use crate::config::secret::Mask;
 
@@ -22,11 +23,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 const LONGEST_ASKED: Duration = Duration::from_secs(24 * 3600);
 /// While shutting down there is no time for a longer wait.
 const CLOSING_WAIT: Duration = Duration::from_secs(1);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the whole of one attempt.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
-/// A client that was not used for so long is dropped with its connection and its root certificates.
-const CLIENT_IDLE: Duration = Duration::from_secs(60);
 
 /// What comes of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,7 +123,8 @@ pub async fn run(outbox: Outbox, board: std::sync::Arc<Board>, mut orders: Order
                     changed = progress.changed() => if changed.is_err() { return 0 },
                     _ = orders.settings.changed() => {}
                     _ = orders.close_by.wait_for(Option::is_some), if deadline.is_none() => {}
-                    () = tokio::time::sleep(CLIENT_IDLE), if delivery.client.is_some() => delivery.client = None,
+                    // With it go its connection and its root certificates.
+                    () = tokio::time::sleep(web::IDLE), if delivery.client.is_some() => delivery.client = None,
                 }
                 None
             }
@@ -249,7 +246,7 @@ impl Delivery {
                 verdict(answer.status().as_u16(), retry_after, Timestamp::now())
             }
             Err(error) => Verdict::Retry {
-                why: reason(error),
+                why: web::reason(error),
                 after: None,
             },
         }
@@ -259,11 +256,7 @@ impl Delivery {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
-        // Reading the system's roots takes tens of milliseconds.
-        let client = tokio::task::spawn_blocking(client)
-            .await
-            .map_err(|error| error.to_string())?
-            .map_err(reason)?;
+        let client = web::client().await?;
         self.client = Some(client.clone());
         Ok(client)
     }
@@ -285,32 +278,6 @@ impl Delivery {
             });
         }
     }
-}
-
-/// The system's roots, its proxies from the environment, and no redirects: a signature goes where it was meant to.
-fn client() -> reqwest::Result<reqwest::Client> {
-    // Fails only where it has been done already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(ATTEMPT_TIMEOUT)
-        .pool_max_idle_per_host(1)
-        .pool_idle_timeout(CLIENT_IDLE)
-        .user_agent(concat!("moltinit/", env!("CARGO_PKG_VERSION")))
-        .build()
-}
-
-/// The error and what caused it, without the URL, which may hold a secret.
-fn reason(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

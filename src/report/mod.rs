@@ -31,6 +31,7 @@ pub mod status;
 pub mod table;
 #[cfg(test)]
 mod tests;
+pub mod web;
 mod webhook;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
