@@ -5,6 +5,7 @@
 )]
 
 mod delivery;
+mod documents;
 mod interface;
 mod secrets;
 mod tools;
