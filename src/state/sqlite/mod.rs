@@ -63,6 +63,8 @@ pub struct Captured {
     pub len: u64,
     pub extents: Vec<Extent>,
     pub known: Known,
+    /// Pages that were read for it, counted as often as they were.
+    pub read: u64,
 }
 
 /// Why there is no image.
@@ -124,6 +126,8 @@ struct Work<'a> {
     /// Pages that were read and not looked at yet, in ascending order.
     buffer: Vec<u8>,
     numbers: Vec<u32>,
+    /// Pages read up to now.
+    read: u64,
 }
 
 impl<'a> Work<'a> {
@@ -144,6 +148,7 @@ impl<'a> Work<'a> {
             rewrite: PageSet::default(),
             buffer: Vec::new(),
             numbers: Vec::new(),
+            read: 0,
         }
     }
 
@@ -220,6 +225,7 @@ impl<'a> Work<'a> {
             }
             view.read(page, &mut self.buffer)?;
             self.numbers.push(page);
+            self.read += 1;
             self.stale.remove(page);
         }
         Ok(Some(view.pages))
@@ -285,6 +291,7 @@ impl<'a> Work<'a> {
                 seen: self.seen,
                 pages: self.hashes,
             },
+            read: self.read,
         }
     }
 }
