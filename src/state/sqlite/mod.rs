@@ -37,6 +37,8 @@ const BUFFER: usize = 1 << 20;
 const RESTARTS: u32 = 3;
 /// Likewise after this many slices without an end, beyond those it takes to read it once.
 const SLICES: u32 = 64;
+/// Times that a database may be locked between two slices.
+const BUSY: u32 = 10;
 
 /// What is known of a database as of its last image, to read only what changed since. Can be lost without harm.
 #[derive(Debug, Clone, Default)]
@@ -154,10 +156,17 @@ impl<'a> Work<'a> {
 
     /// Reads slice by slice until all that was read is of one moment. `None` if the page size changes meanwhile.
     fn capture(mut self, reader: &Reader, writer: &mut SegmentWriter) -> Result<Option<Captured>, CaptureError> {
-        let (mut slices, mut restarts) = (0, 0);
+        let (mut slices, mut restarts, mut busy) = (0, 0, 0);
         loop {
             let before = reader.mark()?;
-            let view = reader.view()?;
+            let view = match reader.view() {
+                // It was free a moment ago, so it is not held for good.
+                Err(CaptureError::Busy(_)) if slices > 0 && busy < BUSY => {
+                    busy += 1;
+                    continue;
+                }
+                view => view?,
+            };
             if view.page_size != self.image.page_size() {
                 return Ok(None);
             }
