@@ -58,6 +58,11 @@ impl Env {
         self.0.keys().map(String::as_str)
     }
 
+    /// Every variable, those that are set but empty too.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// This environment with another's variables over it.
     pub fn overlaid(mut self, over: &Env) -> Self {
         self.0

@@ -30,6 +30,13 @@ pub enum DocumentError {
     },
 }
 
+impl DocumentError {
+    /// Another file in its place would be read.
+    pub fn is_about_content(&self) -> bool {
+        matches!(self, DocumentError::Syntax { .. } | DocumentError::NotAnObject { .. })
+    }
+}
+
 /// The text and meaning of a configuration file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {

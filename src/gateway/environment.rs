@@ -13,6 +13,19 @@ pub struct ChildEnv {
     pub unset: Vec<String>,
 }
 
+impl ChildEnv {
+    /// The whole environment of a process that has this over `env`.
+    pub fn over(&self, env: &Env) -> BTreeMap<String, String> {
+        let mut whole: BTreeMap<String, String> = env
+            .iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        whole.retain(|name, _| !self.unset.contains(name));
+        whole.extend(self.set.clone());
+        whole
+    }
+}
+
 impl std::fmt::Debug for ChildEnv {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChildEnv")
@@ -127,6 +140,17 @@ mod tests {
             assert_eq!(child.set.get(name).map(String::as_str), Some(value), "{name}");
         }
         assert_eq!(child.set.get("OPENCLAW_STATE_DIR"), None);
+    }
+
+    #[test]
+    fn a_whole_environment_has_it_over_the_supervisors() {
+        let env: Env = [("INVOCATION_ID", "x"), ("HOME", "/root"), ("OPENCLAW_NO_RESPAWN", "")]
+            .into_iter()
+            .collect();
+        let whole = of(&[]).over(&env);
+        assert_eq!(whole["HOME"], "/root");
+        assert_eq!(whole["OPENCLAW_NO_RESPAWN"], "1");
+        assert!(!whole.contains_key("INVOCATION_ID"));
     }
 
     #[test]

@@ -3,51 +3,91 @@
 //!
 //! * [`settings`]: what the environment asks of it; [`patch`]: that, written into its configuration (pure).
 //! * [`prepare`]: what has to be right before it starts; [`environment`]: what it finds in its environment.
-//! * [`rpc`]: its WebSocket protocol.
+//! * `failure`: what its end means (pure); `choice`: which configuration to start with then (pure); `record`: those
+//!   that have worked and those that have not.
+//! * `care`: all that, in the supervisor's terms.
+//! * [`rpc`]: its WebSocket protocol; `cli`: its command line, for what nothing else can do.
 
+mod care;
+mod choice;
+mod cli;
 pub mod document;
 pub mod environment;
+mod failure;
 mod locks;
 mod migrate;
+mod orphans;
 pub mod patch;
 pub mod prepare;
 mod processes;
+mod record;
 pub mod rpc;
 pub mod settings;
+#[cfg(test)]
+mod tests;
 pub mod version;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tracing::{info, warn};
 
 use crate::{
-    config::{Config, Problems, env::Env},
-    event::Events,
+    config::{Config, Problems, env::Env, service::Restart},
+    event::{Event, Events},
     pid1::Spawner,
+    supervise::Verdict,
 };
 
 use self::{
+    cli::Cli,
     environment::ChildEnv,
-    prepare::{Places, PrepareError, Prepared},
-    rpc::Rpc,
+    failure::{Fault, fault},
+    prepare::{Failed, Places, PrepareError, Prepared},
+    record::{Digest, Record},
+    rpc::{Rpc, RpcError},
     settings::GatewaySettings,
+    version::{Generation, Version},
 };
+
+/// So many failed starts in a row with a configuration that has not worked before are the configuration's fault, even
+/// if the gateway does not say so.
+const SUSPICIOUS_FAILURES: u32 = 3;
+/// For the answer to a question about its health.
+const HEALTH: Duration = Duration::from_secs(10);
 
 /// The gateway's keeper.
 pub struct Gateway {
     config: Config,
     command: Vec<String>,
+    restart: Restart,
     places: Places,
-    #[expect(dead_code, reason = "for the gateway's own commands, when a configuration fails")]
     spawner: Spawner,
-    #[expect(dead_code, reason = "for the account of a configuration that was rolled back")]
     events: Events,
     present: Mutex<Present>,
 }
 
-/// What may change while the supervisor runs.
+/// What changes while the supervisor runs.
 struct Present {
     env: Env,
     settings: GatewaySettings,
+    record: Record,
     prepared: Option<Prepared>,
+    /// Of the gateway that is ready.
+    pid: Option<i32>,
+    trouble: Trouble,
+}
+
+/// What has gone wrong since the gateway was last ready.
+#[derive(Default)]
+struct Trouble {
+    failures: u32,
+    doctor_was_here: bool,
+    /// The configuration that failed first.
+    failed: Option<Failed>,
 }
 
 impl Gateway {
@@ -59,11 +99,6 @@ impl Gateway {
         GatewaySettings::from_env(&config.env, config).map(drop)
     }
 
-    /// Where the agent works, as its configuration has it now.
-    pub fn workspace(&self) -> std::path::PathBuf {
-        self.places.workspace()
-    }
-
     /// A keeper for the configuration's service `gateway`. Touches nothing yet.
     ///
     /// # Errors
@@ -73,13 +108,17 @@ impl Gateway {
         let service = config.services.iter().find(|service| service.name == "gateway");
         Ok(Gateway {
             command: service.map(|service| service.command.clone()).unwrap_or_default(),
+            restart: service.map_or(Restart::Always, |service| service.restart),
             places: Places::new(&config.env, &config.state_dir),
             spawner,
             events,
             present: Mutex::new(Present {
                 env: config.env.clone(),
                 settings,
+                record: Record::open(&record_dir(config)),
                 prepared: None,
+                pid: None,
+                trouble: Trouble::default(),
             }),
             config: config.clone(),
         })
@@ -97,21 +136,48 @@ impl Gateway {
         Ok(changed)
     }
 
+    /// Where the agent works, as its configuration has it now.
+    pub fn workspace(&self) -> PathBuf {
+        self.places.workspace()
+    }
+
     /// Makes the state ready for a start. Reads and writes local files only, and takes milliseconds.
     ///
     /// # Errors
     /// Something stands in the way that only a person can judge; nothing was overwritten.
     pub fn prepare(&self) -> Result<Prepared, PrepareError> {
-        let (settings, path) = {
-            let present = self.present();
-            (
-                present.settings.clone(),
-                present.env.get("PATH").unwrap_or_default().to_owned(),
-            )
-        };
-        let prepared = prepare::prepare(&self.places, &settings, &self.command, &path)?;
-        self.present().prepared = Some(prepared.clone());
+        let mut present = self.present();
+        let path = present.env.get("PATH").unwrap_or_default();
+        let prepared = prepare::prepare(
+            &self.places,
+            &present.settings,
+            &self.command,
+            path,
+            &present.record,
+            present.trouble.failed.as_ref(),
+        )?;
+        if let Some(back) = &prepared.rolled_back {
+            warn!(
+                "the gateway's configuration was rolled back: {}; it is kept in {}",
+                back.reason,
+                back.kept.display()
+            );
+            self.events.emit(Event::GatewayConfigRolledBack {
+                reason: back.reason.clone(),
+                kept: back.kept.display().to_string(),
+            });
+            present.trouble.failed = None;
+        }
+        present.prepared = Some(prepared.clone());
         Ok(prepared)
+    }
+
+    /// Ends gateways that nobody looks after. Only before a start, when there is none of ours.
+    ///
+    /// # Errors
+    /// One that does not go.
+    async fn end_orphans(&self) -> Result<(), String> {
+        orphans::end(&self.places.state_dir).await
     }
 
     /// What its process needs in its environment.
@@ -135,7 +201,127 @@ impl Gateway {
         )
     }
 
+    /// Whether its health can be asked for by its WebSocket only: any path of the early generation's HTTP answers 200.
+    fn needs_rpc_for_health(&self) -> bool {
+        let present = self.present();
+        present
+            .prepared
+            .as_ref()
+            .is_some_and(|prepared| prepared.generation == Generation::Early)
+    }
+
+    /// # Errors
+    /// It does not answer, or says that it is not well.
+    pub async fn health(&self) -> Result<(), RpcError> {
+        self.rpc().health(HEALTH).await
+    }
+
+    /// It has become ready: its configuration is one that works.
+    fn works(&self) {
+        let mut present = self.present();
+        present.trouble = Trouble::default();
+        present.pid = processes::gateways_on(&self.places.state_dir)
+            .first()
+            .map(|pid| pid.as_raw());
+        match document::read(&self.places.config) {
+            Ok(Some(document)) => {
+                if let Err(error) = present.record.keep_good(&document.text) {
+                    warn!("cannot keep the configuration that works: {error}");
+                }
+            }
+            Ok(None) => {}
+            Err(error) => warn!("the gateway works, but its configuration cannot be kept: {error}"),
+        }
+    }
+
+    /// It has ended, unasked. A configuration that it refuses is given to its doctor once; after that the next
+    /// [`prepare`](Self::prepare) takes another.
+    async fn ended(&self, status: i32, was_ready: bool, tail: &[String]) -> Verdict {
+        let pid = self.present().pid.take();
+        match fault(status, tail) {
+            Fault::Configuration(reason) => self.configuration_failed(reason, true).await,
+            Fault::SecondInstance => Verdict::Restart,
+            Fault::Hopeless(reason) => Verdict::Hold(reason),
+            Fault::Other(_) if was_ready && status == 0 => self.wanted_restart(pid).await,
+            Fault::Other(_) if was_ready => Verdict::Restart,
+            Fault::Other(reason) => {
+                let failures = {
+                    let mut present = self.present();
+                    present.trouble.failures += 1;
+                    present.trouble.failures
+                };
+                if failures >= SUSPICIOUS_FAILURES && self.is_untried() {
+                    self.configuration_failed(reason, false).await
+                } else {
+                    Verdict::Restart
+                }
+            }
+        }
+    }
+
+    /// A clean exit is a request for a restart, a watchdog's doing or somebody's `kill`. A service that is always
+    /// restarted need not know which, and asking takes longer than the request is valid on a small machine.
+    async fn wanted_restart(&self, pid: Option<i32>) -> Verdict {
+        if self.restart == Restart::Always {
+            return Verdict::RestartNow;
+        }
+        match (self.cli(), pid) {
+            (Some(cli), Some(pid)) if cli.consume_handoff(pid).await => {
+                info!("the gateway wants to be started again");
+                Verdict::RestartNow
+            }
+            _ => Verdict::Restart,
+        }
+    }
+
+    /// Whether the configuration on disk is another than the last that worked.
+    fn is_untried(&self) -> bool {
+        let version = self.version();
+        let good = self.present().record.good().map(|good| Digest::of(&good, version));
+        let now = document::read(&self.places.config).ok().flatten();
+        now.map(|now| Digest::of(&now.value, version)) != good
+    }
+
+    async fn configuration_failed(&self, reason: String, certain: bool) -> Verdict {
+        let version = self.version();
+        let on_disk = document::read(&self.places.config).ok().flatten();
+        let doctor_was_here = {
+            let mut present = self.present();
+            let chosen = present.prepared.as_ref().map(|prepared| prepared.digest.clone());
+            let found = on_disk.as_ref().map(|document| Digest::of(&document.value, version));
+            for digest in chosen.into_iter().chain(found) {
+                present.record.refuse(digest, certain);
+            }
+            if let Some(document) = on_disk {
+                present.trouble.failed.get_or_insert(Failed {
+                    text: document.text,
+                    reason,
+                });
+            }
+            std::mem::replace(&mut present.trouble.doctor_was_here, true)
+        };
+        if !doctor_was_here && let Some(cli) = self.cli() {
+            cli.doctor().await;
+        }
+        Verdict::Restart
+    }
+
+    /// `None` for a command that is no installed gateway.
+    fn cli(&self) -> Option<Cli> {
+        self.version()?;
+        let env = self.environment().over(&self.present().env);
+        Cli::of(&self.command, env, self.spawner.clone())
+    }
+
+    fn version(&self) -> Option<Version> {
+        self.present().prepared.as_ref()?.version
+    }
+
     fn present(&self) -> MutexGuard<'_, Present> {
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn record_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("gateway")
 }

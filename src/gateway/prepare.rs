@@ -11,10 +11,12 @@ use tracing::{info, warn};
 use crate::config::secret::Secret;
 
 use super::{
+    choice::choose,
     document::{self, DocumentError},
     locks, migrate,
-    patch::{self, Change},
+    patch::Change,
     processes,
+    record::{Digest, Record},
     settings::GatewaySettings,
     version::{self, Generation, Version},
 };
@@ -42,6 +44,25 @@ pub struct Prepared {
     pub token: Option<Secret>,
     /// Where the agent works.
     pub workspace: PathBuf,
+    /// What it was started with, as far as we chose it.
+    pub digest: Digest,
+    /// A configuration that was taken out of the way.
+    pub rolled_back: Option<RolledBack>,
+}
+
+/// A configuration that did not let the gateway start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RolledBack {
+    pub reason: String,
+    /// Where it is now.
+    pub kept: PathBuf,
+}
+
+/// What is known of the configuration that failed first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Failed {
+    pub text: String,
+    pub reason: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -52,9 +73,11 @@ pub enum PrepareError {
     Migrate { path: PathBuf, why: io::Error },
     #[error("cannot make {path}: {why}")]
     Directory { path: PathBuf, why: io::Error },
+    #[error("the gateway refuses every configuration there is to try ({0}): correct {path} and start it again", path = .1.display())]
+    AllRefused(String, PathBuf),
 }
 
-/// Prepares the state for a gateway that `command` will start.
+/// Prepares the state for a gateway that `command` will start, found by `path`.
 ///
 /// Reads and writes local files only.
 ///
@@ -65,6 +88,8 @@ pub fn prepare(
     settings: &GatewaySettings,
     command: &[String],
     path: &str,
+    record: &Record,
+    failed: Option<&Failed>,
 ) -> Result<Prepared, PrepareError> {
     let moved = migrate::migrate(&places.home, &places.state_dir);
     for path in moved.map_err(|(path, why)| PrepareError::Migrate { path, why })? {
@@ -82,11 +107,26 @@ pub fn prepare(
             why,
         })?;
     }
-    let before = document::read(&places.config)?;
-    let value = before
-        .as_ref()
-        .map_or_else(|| json!({}), |document| document.value.clone());
-    let (mut value, changes) = patch::patch(value, settings, generation);
+    let good = record.good();
+    let mut failed = failed.cloned();
+    let present = match document::read(&places.config) {
+        Ok(found) => Some(found.map_or_else(|| json!({}), |document| document.value)),
+        Err(error) if error.is_about_content() && good.is_some() => {
+            failed.get_or_insert_with(|| Failed {
+                text: fs::read_to_string(&places.config).unwrap_or_default(),
+                reason: error.to_string(),
+            });
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let is_refused = |value: &Value| record.is_refused(&Digest::of(value, version));
+    let Some(choice) = choose(present.as_ref(), good.as_ref(), settings, generation, is_refused) else {
+        let reason = failed.map(|failed| failed.reason).unwrap_or_default();
+        return Err(PrepareError::AllRefused(reason, places.config.clone()));
+    };
+    let mut value = choice.value;
+    let digest = Digest::of(&value, version);
     let token = settings.token.clone().or_else(|| token_of(&value)).or_else(|| {
         wants_token(&value).then(|| {
             let token = fresh_token();
@@ -94,19 +134,49 @@ pub fn prepare(
             token
         })
     });
-    if before.is_none_or(|document| document.value != value) {
+    let mut rolled_back = None;
+    let is_new = document::read_text(&places.config)?.is_none();
+    if is_new || present.as_ref() != Some(&value) {
+        if !choice.is_present && !is_new {
+            rolled_back = Some(keep_rejected(places, failed)?);
+        }
         document::write(&places.config, &document::render(&value))?;
-        for change in &changes {
+        for change in &choice.changes {
             info!("{}: {change}", places.config.display());
         }
+    } else if !choice.is_present {
+        warn!("the environment's settings are not in the configuration: the gateway has refused them before");
     }
     clear_locks(places);
     Ok(Prepared {
         version,
         generation,
-        changes,
+        changes: choice.changes,
         token,
         workspace: workspace_of(&value, places),
+        digest,
+        rolled_back,
+    })
+}
+
+/// Puts the configuration that failed beside the one that is to replace it.
+fn keep_rejected(places: &Places, failed: Option<Failed>) -> Result<RolledBack, PrepareError> {
+    let failed = match failed {
+        Some(failed) => failed,
+        // Refused by an earlier run.
+        None => Failed {
+            text: document::read_text(&places.config)?.unwrap_or_default(),
+            reason: "the gateway has refused it before".to_owned(),
+        },
+    };
+    let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3fZ");
+    let mut kept = places.config.clone().into_os_string();
+    kept.push(format!(".rejected-{time}"));
+    let kept = PathBuf::from(kept);
+    document::write(&kept, &failed.text)?;
+    Ok(RolledBack {
+        reason: failed.reason,
+        kept,
     })
 }
 
@@ -202,8 +272,21 @@ mod tests {
         }
 
         fn prepare(&self, env: &[(&str, &str)]) -> Result<Prepared, PrepareError> {
+            self.prepare_with(env, &self.record(), None)
+        }
+
+        fn prepare_with(
+            &self,
+            env: &[(&str, &str)],
+            record: &Record,
+            failed: Option<&Failed>,
+        ) -> Result<Prepared, PrepareError> {
             let settings = GatewaySettings::of_env(&env.iter().copied().collect()).unwrap();
-            prepare(&self.places, &settings, &[], "")
+            prepare(&self.places, &settings, &[], "", record, failed)
+        }
+
+        fn record(&self) -> Record {
+            Record::open(&self.places.home.join("data"))
         }
 
         fn text(&self) -> String {
@@ -277,5 +360,65 @@ mod tests {
         fs::write(sessions.join("a.jsonl.lock"), "{}").unwrap();
         machine.prepare(&[]).unwrap();
         assert_eq!(fs::read_dir(sessions).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_refused_configuration_makes_way_for_the_last_that_worked() {
+        let machine = Machine::new();
+        machine.prepare(&[]).unwrap();
+        machine.record().keep_good(&machine.text()).unwrap();
+        let good = machine.text();
+        let bad = good.replacen('{', r#"{ "bogus": 1, "#, 1);
+        fs::write(&machine.places.config, &bad).unwrap();
+
+        let mut record = machine.record();
+        record.refuse(machine.prepare(&[]).unwrap().digest, true);
+        let failed = Failed {
+            text: bad.clone(),
+            reason: "Unrecognized key".to_owned(),
+        };
+        let back = machine
+            .prepare_with(&[], &record, Some(&failed))
+            .unwrap()
+            .rolled_back
+            .unwrap();
+        assert_eq!(back.reason, "Unrecognized key");
+        assert_eq!(fs::read_to_string(back.kept).unwrap(), bad);
+        assert_eq!(machine.text(), good);
+        assert_eq!(machine.prepare_with(&[], &record, None).unwrap().rolled_back, None);
+
+        // The same bad file comes back in another container.
+        fs::write(&machine.places.config, &bad).unwrap();
+        assert!(machine.prepare(&[]).unwrap().rolled_back.is_some());
+        assert_eq!(machine.text(), good);
+    }
+
+    #[test]
+    fn an_edit_that_is_no_json_makes_way_too() {
+        let machine = Machine::new();
+        machine.prepare(&[]).unwrap();
+        machine.record().keep_good(&machine.text()).unwrap();
+        let good = machine.text();
+        fs::write(&machine.places.config, "{ torn").unwrap();
+        let back = machine.prepare(&[]).unwrap().rolled_back.unwrap();
+        assert!(back.reason.contains("is not JSON5"), "{}", back.reason);
+        assert_eq!(fs::read_to_string(back.kept).unwrap(), "{ torn");
+        assert_eq!(machine.text(), good);
+    }
+
+    #[test]
+    fn there_is_an_end_when_everything_is_refused() {
+        let machine = Machine::new();
+        let mut record = machine.record();
+        let mut tried = 0;
+        let error = loop {
+            match machine.prepare_with(&[("TELEGRAM_BOT_TOKEN", "t")], &record, None) {
+                Ok(prepared) => record.refuse(prepared.digest, false),
+                Err(error) => break error.to_string(),
+            }
+            tried += 1;
+            assert!(tried < 10);
+        };
+        assert!(error.contains("refuses every configuration"), "{error}");
     }
 }

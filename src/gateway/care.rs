@@ -1,0 +1,59 @@
+//! What the supervisor asks the gateway's keeper.
+
+use futures_util::{FutureExt, future::BoxFuture};
+
+use super::Gateway;
+use crate::{
+    event::Event,
+    supervise::{Care, Ended, Launch, Start, Verdict},
+};
+
+impl Care for Gateway {
+    fn before_start(&self, _attempt: u32) -> BoxFuture<'_, Start> {
+        async {
+            if let Err(why) = self.end_orphans().await {
+                return Start::Hold(why);
+            }
+            // A few small local files.
+            let prepared = match self.prepare() {
+                Ok(prepared) => prepared,
+                Err(error) => return Start::Hold(error.to_string()),
+            };
+            if let Some(version) = prepared.version {
+                let version = version.to_string();
+                self.events.emit(Event::GatewayFound { version });
+            }
+            let child = self.environment();
+            Start::Go(Launch {
+                env: child
+                    .set
+                    .into_iter()
+                    .map(|(key, value)| (key.into(), value.into()))
+                    .collect(),
+                unset: child.unset.into_iter().map(Into::into).collect(),
+                ..Launch::default()
+            })
+        }
+        .boxed()
+    }
+
+    fn after_exit(&self, ended: Ended) -> BoxFuture<'_, Verdict> {
+        async move {
+            if ended.oom {
+                return Verdict::Restart;
+            }
+            let tail: Vec<String> = ended.tail.iter().map(|line| line.text.clone()).collect();
+            self.ended(ended.exit.status(), ended.was_ready, &tail).await
+        }
+        .boxed()
+    }
+
+    fn became_ready(&self) -> BoxFuture<'_, ()> {
+        async { self.works() }.boxed()
+    }
+
+    fn check(&self) -> Option<BoxFuture<'_, Result<(), String>>> {
+        self.needs_rpc_for_health()
+            .then(|| async { self.health().await.map_err(|error| error.to_string()) }.boxed())
+    }
+}

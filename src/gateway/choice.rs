@@ -1,0 +1,101 @@
+//! Which configuration to start with (pure): the present one, unless it is known to fail; then the last that worked.
+
+use serde_json::{Value, json};
+
+use super::{
+    patch::{Change, patch},
+    settings::GatewaySettings,
+    version::Generation,
+};
+
+/// A configuration to start with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    pub value: Value,
+    pub changes: Vec<Change>,
+    /// It is the present one, with the environment's settings in it.
+    pub is_present: bool,
+}
+
+/// The first of these that is not refused: the present configuration with all the environment asks for; the last that
+/// worked, with all of it; that one with no more than it takes to be reached; a fresh one with all; a fresh one with the
+/// least. `None` if all of them are refused.
+///
+/// Whatever fails becomes refused, so that each is tried once and there is an end to it.
+pub fn choose(
+    present: Option<&Value>,
+    good: Option<&Value>,
+    settings: &GatewaySettings,
+    generation: Generation,
+    is_refused: impl Fn(&Value) -> bool,
+) -> Option<Choice> {
+    let essentials = settings.essentials();
+    let fresh = json!({});
+    let candidates = [
+        (present, settings),
+        (good, settings),
+        (good, &essentials),
+        (Some(&fresh), settings),
+        (Some(&fresh), &essentials),
+    ];
+    let choices = candidates.into_iter().enumerate().filter_map(|(at, (base, settings))| {
+        let (value, changes) = patch(base?.clone(), settings, generation);
+        let is_present = at == 0;
+        Some(Choice {
+            value,
+            changes,
+            is_present,
+        })
+    });
+    choices.into_iter().find(|choice| !is_refused(&choice.value))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::env::Env;
+
+    fn settings() -> GatewaySettings {
+        let env: Env = [("TELEGRAM_BOT_TOKEN", "t"), ("OPENCLAW_GATEWAY_TOKEN", "g")]
+            .into_iter()
+            .collect();
+        GatewaySettings::of_env(&env).unwrap()
+    }
+
+    proptest! {
+        /// A gateway that fails with any set of configurations is tried with each of ours once.
+        #[test]
+        fn there_is_an_end_to_failing(has_present: bool, has_good: bool) {
+            let (present, good) = (json!({ "a": 1 }), json!({ "b": 1 }));
+            let (mut present, good) = (has_present.then_some(present), has_good.then_some(good));
+            let mut refused: Vec<Value> = Vec::new();
+            while let Some(choice) =
+                choose(present.as_ref(), good.as_ref(), &settings(), Generation::Current, |value| refused.contains(value))
+            {
+                prop_assert!(refused.len() < 5);
+                refused.push(choice.value.clone());
+                present = Some(choice.value);
+            }
+            prop_assert!(refused.len() >= 2);
+        }
+    }
+
+    #[test]
+    fn the_last_that_worked_comes_after_the_present_one() {
+        let (present, good) = (json!({ "bad": 1 }), json!({ "good": 1 }));
+        let choose = |refused: &dyn Fn(&Value) -> bool| {
+            choose(Some(&present), Some(&good), &settings(), Generation::Current, refused).unwrap()
+        };
+        let first = choose(&|_| false);
+        assert!(first.is_present && first.value["bad"] == 1);
+        let second = choose(&|value| value.get("bad").is_some());
+        assert!(!second.is_present && second.value["good"] == 1);
+        assert_eq!(second.value["channels"]["telegram"]["enabled"], true);
+        // The environment's own settings may be what fails.
+        let third = choose(&|value| value.get("bad").is_some() || value.get("channels").is_some());
+        assert!(third.value["good"] == 1 && third.value.get("channels").is_none());
+        assert_eq!(third.value["gateway"]["mode"], "local");
+    }
+}

@@ -1,0 +1,274 @@
+//! The keeper with a stand-in for the gateway's command line. The real one is in `tests/it/gateway.rs`.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use serde_json::json;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::*;
+use crate::config::{Machine, load};
+
+/// What the doctor of the stand-in does to the configuration: `cp` it from here, or fail.
+const CLI: &str = r#"#!/bin/sh
+echo "$@" >>"$(dirname "$0")/calls"
+[ "$1" = doctor ] && [ -e "$(dirname "$0")/cure" ] && cp "$(dirname "$0")/cure" "$HOME/.openclaw/openclaw.json"
+[ "$1 $2" = "gateway restart-handoff" ] && echo '{"ok":true,"status":"accepted"}'
+exit 0
+"#;
+
+struct Keeper {
+    gateway: Gateway,
+    events: UnboundedReceiver<Event>,
+    dir: tempfile::TempDir,
+}
+
+impl Keeper {
+    fn new(restart: &str, env: &[(&str, &str)]) -> Keeper {
+        let dir = tempfile::tempdir().unwrap();
+        let package = dir.path().join("openclaw");
+        fs::create_dir_all(&package).unwrap();
+        fs::write(
+            package.join("package.json"),
+            r#"{"name":"openclaw","version":"2026.9.6"}"#,
+        )
+        .unwrap();
+        fs::write(package.join("openclaw"), CLI).unwrap();
+        fs::set_permissions(package.join("openclaw"), fs::Permissions::from_mode(0o755)).unwrap();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let own = [
+            ("HOME", at("")),
+            ("PATH", format!("{}:/usr/bin:/bin", package.display())),
+            ("MOLTINIT_STORE", at("store")),
+            ("MOLTINIT_DATA_DIR", at("data")),
+            ("MOLTINIT_STATE_DIR", at(".openclaw")),
+        ];
+        let given = env.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        let env: Env = own.into_iter().chain(given).collect();
+        let machine = Machine {
+            home: dir.path().to_owned(),
+            store_is_mounted: false,
+            has_sandbox_server: false,
+            has_legacy_workspace: false,
+        };
+        let file = format!(
+            "[[service]]\nname = \"gateway\"\nrestart = \"{restart}\"\ncommand = [{:?}, \"gateway\"]",
+            package.join("openclaw")
+        );
+        let config = load(Some(&file), env, &machine).unwrap();
+        let (said, events) = Events::channel();
+        let gateway = Gateway::new(&config, Spawner::start().unwrap(), said).unwrap();
+        Keeper { gateway, events, dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn config(&self) -> serde_json::Value {
+        document::read(&self.path(".openclaw/openclaw.json"))
+            .unwrap()
+            .unwrap()
+            .value
+    }
+
+    fn write(&self, config: &serde_json::Value) {
+        fs::write(self.path(".openclaw/openclaw.json"), config.to_string()).unwrap();
+    }
+
+    fn calls(&self) -> Vec<String> {
+        let calls = fs::read_to_string(self.path("openclaw/calls")).unwrap_or_default();
+        calls.lines().map(str::to_owned).collect()
+    }
+
+    fn roll_backs(&mut self) -> Vec<(String, String)> {
+        std::iter::from_fn(|| self.events.try_recv().ok())
+            .filter_map(|event| match event {
+                Event::GatewayConfigRolledBack { reason, kept } => Some((reason, kept)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    async fn refuse(&self) -> Verdict {
+        let said = "Gateway failed to start: Invalid config at openclaw.json:\n<root>: Unrecognized key: \"bogus\"";
+        let said: Vec<String> = said.lines().map(str::to_owned).collect();
+        self.gateway.ended(78, false, &said).await
+    }
+
+    async fn crash(&self) -> Verdict {
+        self.gateway.ended(1, false, &["boom".to_owned()]).await
+    }
+}
+
+#[tokio::test]
+async fn a_refused_configuration_goes_to_the_doctor_once_and_then_back() {
+    let mut keeper = Keeper::new("always", &[]);
+    keeper.gateway.prepare().unwrap();
+    keeper.gateway.works();
+    let good = keeper.config();
+    let mut bad = good.clone();
+    bad["bogus"] = json!(1);
+    keeper.write(&bad);
+
+    keeper.gateway.prepare().unwrap();
+    assert_eq!(keeper.refuse().await, Verdict::Restart);
+    assert_eq!(keeper.calls(), ["doctor --fix --yes --non-interactive"]);
+    // The doctor of this one has changed nothing, so there is no use in another try.
+    keeper.gateway.prepare().unwrap();
+    assert_eq!(keeper.config(), good);
+    let told = keeper.roll_backs();
+    let [(reason, kept)] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert_eq!(
+        reason,
+        r#"Invalid config at openclaw.json: <root>: Unrecognized key: "bogus""#
+    );
+    assert!(kept.contains("openclaw.json.rejected-"), "{kept}");
+    assert_eq!(document::read(Path::new(kept)).unwrap().unwrap().value, bad);
+
+    keeper.gateway.works();
+    keeper.gateway.prepare().unwrap();
+    assert_eq!(keeper.roll_backs(), []);
+    assert_eq!(keeper.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn what_the_doctor_cures_is_started_with() {
+    let mut keeper = Keeper::new("always", &[]);
+    keeper.gateway.prepare().unwrap();
+    keeper.gateway.works();
+    let mut cured = keeper.config();
+    cured["cured"] = json!(true);
+    fs::write(keeper.path("openclaw/cure"), cured.to_string()).unwrap();
+    let mut bad = keeper.config();
+    bad["bogus"] = json!(1);
+    keeper.write(&bad);
+
+    keeper.gateway.prepare().unwrap();
+    keeper.refuse().await;
+    keeper.gateway.prepare().unwrap();
+    assert_eq!(keeper.config(), cured);
+    // It was no cure after all. What is kept is what was there before it.
+    keeper.refuse().await;
+    keeper.gateway.prepare().unwrap();
+    assert_eq!(keeper.config().get("cured"), None);
+    let told = keeper.roll_backs();
+    assert_eq!(document::read(Path::new(&told[0].1)).unwrap().unwrap().value, bad);
+    assert_eq!(keeper.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_setting_that_breaks_the_gateway_is_left_out_and_not_tried_at_the_next_boot() {
+    let mut keeper = Keeper::new("always", &[("TELEGRAM_BOT_TOKEN", "t")]);
+    keeper.gateway.prepare().unwrap();
+    let mut good = keeper.config();
+    good.as_object_mut().unwrap().shift_remove("channels");
+    keeper.write(&good);
+    keeper.gateway.works();
+    for _ in 0..2 {
+        keeper.gateway.prepare().unwrap();
+        assert!(keeper.config().get("channels").is_some() || !keeper.roll_backs().is_empty());
+        if keeper.config().get("channels").is_some() {
+            keeper.refuse().await;
+        }
+    }
+    assert_eq!(keeper.config(), good);
+    let again = Record::open(&keeper.path("data/gateway"));
+    keeper.gateway.present().record = again;
+    keeper.gateway.prepare().unwrap();
+    assert_eq!(keeper.config(), good);
+    assert_eq!(keeper.roll_backs(), []);
+}
+
+#[tokio::test]
+async fn crashes_that_begin_with_a_changed_configuration_are_its_fault() {
+    let mut keeper = Keeper::new("always", &[]);
+    keeper.gateway.prepare().unwrap();
+    keeper.gateway.works();
+    let good = keeper.config();
+    for _ in 0..5 {
+        keeper.gateway.prepare().unwrap();
+        keeper.crash().await;
+    }
+    assert_eq!(
+        keeper.calls(),
+        [] as [&str; 0],
+        "with what has worked, it is not the configuration"
+    );
+
+    let mut changed = good.clone();
+    changed["plugins"] = json!({ "allow": ["x"] });
+    keeper.write(&changed);
+    keeper.gateway.works();
+    keeper.write(&json!({ "gateway": good["gateway"], "plugins": { "allow": ["y"] } }));
+    for _ in 0..SUSPICIOUS_FAILURES {
+        keeper.gateway.prepare().unwrap();
+        assert_eq!(keeper.crash().await, Verdict::Restart);
+    }
+    keeper.gateway.prepare().unwrap();
+    assert_eq!(keeper.config(), changed);
+    assert_eq!(keeper.roll_backs()[0].0, "boom");
+    // Nobody is sure, so the next boot may try again.
+    assert!(!keeper.path("data/gateway/refused-configs").exists());
+}
+
+#[tokio::test]
+async fn there_is_an_end_to_refusing() {
+    let keeper = Keeper::new("always", &[("TELEGRAM_BOT_TOKEN", "t")]);
+    for _ in 0..10 {
+        if let Err(error) = keeper.gateway.prepare() {
+            assert!(error.to_string().contains("Unrecognized key"), "{error}");
+            assert_eq!(keeper.calls().len(), 1);
+            return;
+        }
+        keeper.refuse().await;
+    }
+    panic!("it goes on for ever");
+}
+
+#[tokio::test]
+async fn a_clean_exit_is_a_request_to_be_started_again() {
+    let keeper = Keeper::new("always", &[]);
+    keeper.gateway.prepare().unwrap();
+    keeper.gateway.works();
+    assert_eq!(keeper.gateway.ended(0, true, &[]).await, Verdict::RestartNow);
+    assert_eq!(keeper.gateway.ended(1, true, &[]).await, Verdict::Restart);
+    assert_eq!(keeper.gateway.ended(0, false, &[]).await, Verdict::Restart);
+    assert!(keeper.calls().is_empty());
+
+    // Where a clean exit would be the end, it has to be asked.
+    let keeper = Keeper::new("on-failure", &[]);
+    keeper.gateway.prepare().unwrap();
+    keeper.gateway.works();
+    assert_eq!(
+        keeper.gateway.ended(0, true, &[]).await,
+        Verdict::Restart,
+        "nobody knows who it was"
+    );
+    keeper.gateway.present().pid = Some(7);
+    assert_eq!(keeper.gateway.ended(0, true, &[]).await, Verdict::RestartNow);
+    assert_eq!(
+        keeper.calls(),
+        ["gateway restart-handoff consume --expected-pid 7 --json"]
+    );
+}
+
+#[tokio::test]
+async fn what_no_start_helps_is_held() {
+    let keeper = Keeper::new("always", &[]);
+    keeper.gateway.prepare().unwrap();
+    let said = vec!["2 OpenClaw database schema(s) are newer than this build.".to_owned()];
+    let verdict = keeper.gateway.ended(78, false, &said).await;
+    assert_eq!(verdict, Verdict::Hold(said[0].clone()));
+}
+
+#[test]
+fn an_environment_that_comes_later_counts_from_the_next_start() {
+    let keeper = Keeper::new("always", &[]);
+    let with = |env: &[(&str, &str)]| keeper.gateway.use_environment(env.iter().copied().collect());
+    assert_eq!(with(&[("ANTHROPIC_API_KEY", "k-123456")]), Ok(true));
+    assert_eq!(with(&[("ANTHROPIC_API_KEY", "k-123456")]), Ok(false));
+    assert!(with(&[("ANTHROPIC_API_KEY", "k 1")]).is_err());
+    assert_eq!(keeper.gateway.environment().set["ANTHROPIC_API_KEY"], "k-123456");
+}
