@@ -281,16 +281,17 @@ struct World {
     wanted: bool,
     turn: bool,
     held: bool,
+    keeper_held: bool,
     launching: bool,
     alive: bool,
+    ending: bool,
     clearing: bool,
     /// The least time at which it may be launched, for want of a command that allows it at once.
     not_before: Option<Instant>,
     /// Ends in a row that nobody asked for, none of them after a time of being ready.
     failures: u32,
     ready: Option<Instant>,
-    /// Launches that nobody asked for.
-    unasked: Vec<Instant>,
+    /// The coming launch was asked for.
     asked: bool,
 }
 
@@ -315,50 +316,52 @@ impl World {
     fn before(&mut self, input: &Input, now: Instant, policy: &Service) {
         match input {
             Input::Start | Input::Restart => {
-                (self.wanted, self.asked, self.not_before, self.failures) = (true, true, None, 0);
+                let ends = self.ending || *input == Input::Restart;
+                (self.wanted, self.not_before, self.failures) = (true, None, 0);
+                self.asked = !self.launching && (!self.alive || ends);
+                self.keeper_held = false;
             }
             Input::Stop | Input::StopWithin(_) => self.wanted = false,
             Input::Hold(_) => self.held = true,
             Input::Release => {
-                self.held = false;
-                self.asked = true;
-                self.not_before = None;
+                if self.held || self.keeper_held {
+                    (self.asked, self.not_before) = (true, None);
+                }
+                (self.held, self.keeper_held) = (false, false);
             }
             Input::Turn(turn) => self.turn = *turn,
             Input::Launched => {
                 (self.launching, self.alive) = (false, true);
-                self.asked = false;
                 self.ready = policy.ready.is_none().then_some(now);
             }
             Input::NotLaunched { .. } => {
                 self.launching = false;
-                self.asked = false;
-                self.failures += 1;
-                self.not_before = Some(now + self.least_delay(policy));
+                self.ended_by_itself(now, false, policy);
             }
-            Input::LaunchHeld(_) => self.launching = false,
+            Input::LaunchHeld(_) => (self.launching, self.keeper_held) = (false, true),
             Input::Ready => {
                 self.ready.get_or_insert(now);
             }
             Input::Exited(_) => {
-                (self.alive, self.clearing) = (false, true);
+                (self.alive, self.ending, self.clearing) = (false, false, true);
                 if self.ready.is_some_and(|at| now - at >= policy.backoff.reset_after) {
                     self.failures = 0;
                 }
             }
             Input::Gone(verdict) => {
                 self.clearing = false;
-                if !self.asked {
-                    self.failures += 1;
-                    let at_once = *verdict == Verdict::RestartNow && self.ready.is_some();
-                    if at_once {
-                        self.failures -= 1;
-                    } else {
-                        self.not_before = Some(now + self.least_delay(policy));
-                    }
-                }
+                self.keeper_held = matches!(verdict, Verdict::Hold(_));
+                let at_once = *verdict == Verdict::RestartNow && self.ready.is_some();
+                self.ended_by_itself(now, at_once, policy);
             }
             _ => {}
+        }
+    }
+
+    fn ended_by_itself(&mut self, now: Instant, at_once: bool, policy: &Service) {
+        if self.wanted && !self.held && !self.asked && !at_once {
+            self.failures += 1;
+            self.not_before = Some(now + self.least_delay(policy));
         }
     }
 
@@ -375,13 +378,13 @@ impl World {
                 if let Some(not_before) = self.not_before.take() {
                     assert!(now >= not_before, "launched before its backoff was over");
                 }
-                if !self.asked {
-                    self.unasked.push(now);
-                }
-                self.launching = true;
+                (self.launching, self.asked, self.keeper_held) = (true, false, false);
             }
             Action::Abandon => assert!(self.launching || self.clearing),
-            Action::Terminate => assert!(self.alive),
+            Action::Terminate => {
+                assert!(self.alive && !self.ending);
+                self.ending = true;
+            }
             Action::Kill => assert!(self.alive || self.clearing),
             Action::Clear { .. } => assert!(self.clearing),
             Action::ReportCrashLoop | Action::GiveUp => assert!(self.wanted),

@@ -70,6 +70,8 @@ pub struct Common {
 /// A run of the service.
 struct Run {
     number: u64,
+    /// The world has been told of it.
+    told: bool,
     pid: Pid,
     started: Instant,
     /// `None` once it has ended.
@@ -255,6 +257,7 @@ impl Task {
         }));
         self.run = Some(Run {
             number,
+            told: false,
             pid,
             started: started.at,
             child: Some(started.child),
@@ -266,10 +269,6 @@ impl Task {
             probing,
             oom_kills: self.common.accounts.oom_kills(),
             force: CancellationToken::new(),
-        });
-        self.common.events.emit(Event::ServiceStarted {
-            service: self.service.name.clone(),
-            pid: pid.as_raw(),
         });
         self.step(Input::Launched);
     }
@@ -347,10 +346,19 @@ impl Task {
         if changed {
             self.since = Timestamp::now();
         }
+        // The board is written before anybody is told to look at it.
+        self.publish();
+        if let Some(run) = self.run.as_mut()
+            && !mem::replace(&mut run.told, true)
+        {
+            self.common.events.emit(Event::ServiceStarted {
+                service: self.service.name.clone(),
+                pid: run.pid.as_raw(),
+            });
+        }
         if changed || before.1 != why {
             self.announce(changed, why);
         }
-        self.publish();
         for action in actions {
             self.act(action);
         }
