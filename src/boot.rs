@@ -1,3 +1,199 @@
 //! The sequence, top to bottom.
 
+mod commands;
+mod keeper;
+mod live;
+mod signals;
+mod state;
 pub mod store;
+
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
+
+use tokio::runtime;
+use ulid::Ulid;
+
+use self::{commands::Commands, keeper::Keeper, signals::Stops};
+use crate::{
+    browser::{self, upstream::Upstream},
+    config::{Config, Problems, service::Service},
+    event::{Event, Events},
+    gateway::Gateway,
+    log,
+    pid1::{Role, Spawner, take_role},
+    report::{self, BindError, Place, Report, Settings},
+    store::s3fs::{self, Mounter},
+    supervise::{Care, Supervisor},
+};
+
+/// Of the deadline for stopping, beyond the services' own: what the kill of a whole tree may take.
+const KILLING: Duration = Duration::from_secs(5);
+/// For the last commit. A store that hangs for longer has lost us the last seconds.
+const LAST_COMMIT: Duration = Duration::from_secs(60);
+/// For what needed the store's mount, and the mount itself.
+const MOUNTS: Duration = Duration::from_secs(10);
+/// For the last callbacks.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// For processes that nobody supervises.
+const STRAYS: Duration = Duration::from_secs(2);
+
+/// Why nothing could be started.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    #[error(transparent)]
+    Config(#[from] Problems),
+    #[error(transparent)]
+    Port(#[from] BindError),
+    #[error(transparent)]
+    Socket(#[from] report::http::SocketError),
+    #[error("the machine refuses {0}: {1}; it is out of threads, memory or file descriptors")]
+    Machine(&'static str, io::Error),
+}
+
+/// Everything of a configuration that only its users can check, checked.
+pub struct Checked {
+    config: Config,
+    settings: Settings,
+    upstream: Option<Upstream>,
+}
+
+impl Checked {
+    /// # Errors
+    /// Every problem at once.
+    pub fn of(config: Config) -> Result<Checked, Problems> {
+        let mut problems = Vec::new();
+        let settings = Settings::of(&config).map_err(|problem| problems.push(problem)).ok();
+        let upstream = Upstream::of(&config).map_err(|problem| problems.push(problem)).ok();
+        if let Err(Problems(more)) = Gateway::check(&config) {
+            problems.extend(more);
+        }
+        match (settings, upstream) {
+            (Some(settings), Some(upstream)) if problems.is_empty() => Ok(Checked {
+                config,
+                settings,
+                upstream,
+            }),
+            _ => Err(Problems(problems)),
+        }
+    }
+}
+
+/// Runs until it is told to stop; returns the exit code.
+///
+/// # Errors
+/// Nothing was started.
+pub fn run(checked: Checked) -> Result<i32, BootError> {
+    let role = take_role();
+    // Before any other thread: all of them must leave SIGCHLD to the reaper.
+    let spawner = Spawner::start().map_err(|error| BootError::Machine("a reaper", error))?;
+    let _flush = log::start(&checked.config.log, checked.config.mask.clone())
+        .map_err(|error| BootError::Machine("a thread for the log", error))?;
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| BootError::Machine("an event loop", error))?;
+    let code = runtime.block_on(supervise(checked, role, spawner));
+    // Threads that hang in the store end with the process.
+    runtime.shutdown_background();
+    code
+}
+
+async fn supervise(checked: Checked, role: Role, spawner: Spawner) -> Result<i32, BootError> {
+    let Checked {
+        config,
+        settings,
+        upstream,
+    } = checked;
+    let mut stops = Stops::listen().map_err(|error| BootError::Machine("signal handlers", error))?;
+    let port = report::bind(config.http_addr).await?;
+
+    let boot = Ulid::generate();
+    let (events, said) = Events::channel();
+    let report = Report::start(Place::of(&config, boot), settings, said)
+        .map_err(|error| BootError::Machine("a thread for the event log", error))?;
+    introduce(role, &config, &events);
+
+    let gateway = Arc::new(Gateway::new(&config, spawner.clone(), events.clone())?);
+    let mut descriptions = config.services.clone();
+    let mut cares = HashMap::from([("gateway".to_owned(), Arc::clone(&gateway) as Arc<dyn Care>)]);
+    if let Some(bucket) = config.store.mount.clone() {
+        let mounter = Mounter::new(bucket, config.store.dir.clone());
+        descriptions.push(mounter.service());
+        cares.insert(s3fs::SERVICE.to_owned(), Arc::new(mounter));
+    }
+    let services = Supervisor {
+        services: descriptions,
+        cares,
+        env: std::env::vars_os().collect(),
+        spawner,
+        events: events.clone(),
+        mask: config.mask.clone(),
+    }
+    .start();
+    let keeper = Keeper::start(&config, Arc::clone(&gateway), services.clone(), events.clone());
+    let commands = Commands {
+        services: services.clone(),
+        keeper: keeper.clone(),
+        gateway,
+    };
+    report.serve(port, Arc::new(commands))?;
+    if let Some(upstream) = upstream {
+        let name = upstream.name();
+        if let Err(error) = browser::start(config.cdp.addr, upstream, None, events.clone()).await {
+            events.emit(Event::BrowserFailed {
+                upstream: name,
+                why: error.to_string(),
+            });
+        }
+    }
+
+    let (why, code) = tokio::select! {
+        signal = stops.next() => (signal.to_owned(), 0),
+        () = services.gave_up() => ("a service is in a crash loop and is configured to end us".to_owned(), 70),
+    };
+
+    events.emit(Event::ShutdownStarted { why });
+    let hurried = services.clone();
+    tokio::spawn(async move {
+        stops.next().await;
+        hurried.hurry();
+    });
+    services.drain(longest_stop(&config.services) + KILLING).await;
+    report.carry().await;
+    keeper.commit_stopped(LAST_COMMIT).await;
+    events.emit(Event::ShutdownFinished { code });
+    // What cannot be delivered now goes into the last commit, for the container that takes over.
+    report.close(FAREWELL).await;
+    keeper.finish(LAST_COMMIT).await;
+    services.shut_down(MOUNTS).await;
+    services.sweep(STRAYS).await;
+    Ok(code)
+}
+
+fn introduce(role: Role, config: &Config, events: &Events) {
+    match role {
+        Role::Init => {}
+        Role::Subreaper => tracing::info!("not PID 1: running as a child subreaper"),
+        Role::Bystander => {
+            tracing::warn!("not PID 1, and the kernel makes no subreaper of us: orphans are not reaped here")
+        }
+    }
+    if !config.store.durable {
+        tracing::warn!(
+            store = %config.store.dir.display(),
+            "state is not durable: no bucket is mounted, so snapshots vanish with this container; set MOLTINIT_STORE"
+        );
+    }
+    events.emit(Event::BootStarted {
+        version: env!("CARGO_PKG_VERSION"),
+        pid1: role == Role::Init,
+    });
+}
+
+fn longest_stop(services: &[Service]) -> Duration {
+    services
+        .iter()
+        .map(|service| service.stop.timeout)
+        .max()
+        .unwrap_or_default()
+}

@@ -5,6 +5,7 @@ use std::path::Path;
 use clap::Subcommand;
 
 use super::failure::Failure;
+use crate::boot::Checked;
 
 /// The configuration
 #[derive(Debug, Subcommand)]
@@ -19,7 +20,10 @@ impl Config {
     pub fn run(self, file: Option<&Path>) -> Result<(), Failure> {
         let config = crate::config::Config::from_process(file)?;
         match self {
-            Config::Check => println!("the configuration is sound"),
+            Config::Check => {
+                Checked::of(config)?;
+                println!("the configuration is sound");
+            }
             Config::Show => println!("{}", config.mask.apply(&format!("{config:#?}"))),
         }
         Ok(())

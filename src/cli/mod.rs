@@ -3,14 +3,21 @@
 //! Exit codes are the contract's (section 2): 0 done, 1 failed, 2 wrong usage, 69 no store, 70 a crash loop, 78 a bad
 //! configuration, 127/126 as a shell has them.
 
+mod attach;
 mod check;
+mod devices;
 mod doctor;
 mod exec;
 mod failure;
 mod history;
+mod logs;
 mod restore;
+mod run;
+mod service;
 mod show;
 mod snapshot;
+mod status;
+mod talk;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -27,15 +34,27 @@ pub struct Cli {
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::Run),
     Exec(exec::Exec),
+    Attach(attach::Attach),
+    Status(status::Status),
+    Logs(logs::Logs),
+    /// Start a service
+    Start(service::Service),
+    /// Stop a service
+    Stop(service::Service),
+    /// Stop a service and start it again
+    Restart(service::Service),
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
     Restore(restore::Restore),
+    #[command(subcommand)]
+    Devices(devices::Devices),
     #[command(subcommand)]
     Config(check::Config),
     Doctor(doctor::Doctor),
@@ -45,10 +64,18 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let file = cli.config.as_deref();
-    let done = match cli.command {
+    let done = match cli.command.unwrap_or(Command::Run(run::Run::default())) {
+        Command::Run(run) => run.run(file),
         Command::Exec(exec) => Ok(exec.run()),
+        Command::Attach(attach) => attach.run(file),
+        Command::Status(status) => status.run(file).map(|()| 0),
+        Command::Logs(logs) => logs.run(file).map(|()| 0),
+        Command::Start(service) => service.run("start", file).map(|()| 0),
+        Command::Stop(service) => service.run("stop", file).map(|()| 0),
+        Command::Restart(service) => service.run("restart", file).map(|()| 0),
         Command::Snapshot(snapshot) => snapshot.run(file).map(|()| 0),
         Command::Restore(restore) => restore.run(file).map(|()| 0),
+        Command::Devices(devices) => devices.run(file).map(|()| 0),
         Command::Config(config) => config.run(file).map(|()| 0),
         Command::Doctor(doctor) => doctor.run(file).map(|()| 0),
     };

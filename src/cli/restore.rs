@@ -1,4 +1,4 @@
-//! `moltinit restore`: a snapshot into an empty directory.
+//! `moltinit restore`: a snapshot into an empty directory, or in the place of the live state.
 
 use std::{
     io::IsTerminal,
@@ -15,49 +15,73 @@ use super::{
     failure::Failure,
     history::{Where, Which},
     show,
+    talk::{done, talk},
 };
-use crate::state::restore::{Progress, restore_into_empty_dir};
+use crate::state::{
+    history::History,
+    model::CommitId,
+    restore::{Progress, restore_into_empty_dir},
+};
 
-/// Write a snapshot into an empty directory; live state is not touched
+/// Write a snapshot into an empty directory, or put it in the place of the live state
 #[derive(Debug, Args)]
 pub struct Restore {
     #[command(flatten)]
     which: Which,
-    /// A directory that is empty or does not exist; each root of the snapshot becomes a directory in it
-    #[arg(long, value_name = "DIR")]
-    to: PathBuf,
+    #[command(flatten)]
+    target: Target,
     #[command(flatten)]
     place: Where,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Target {
+    /// A directory that is empty or does not exist; each root of the snapshot becomes a directory in it
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+    /// Stop the gateway, move the present state aside, start on the snapshot; back again if the gateway does not come up
+    #[arg(long)]
+    live: bool,
 }
 
 impl Restore {
     pub fn run(self, file: Option<&Path>) -> Result<(), Failure> {
         let history = self.place.open(file)?;
         let id = self.which.find(&history)?;
-        let head = history.load(id)?;
-        let progress = Progress::default();
-        let done = thread::scope(|scope| {
-            let work = scope.spawn(|| restore_into_empty_dir(&history, &head, &self.to, &progress));
-            if std::io::stderr().is_terminal() {
-                let style =
-                    ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
-                let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-                while !work.is_finished() {
-                    bar.set_length(progress.total.load(Ordering::Relaxed));
-                    bar.set_position(progress.done.load(Ordering::Relaxed));
-                    thread::sleep(Duration::from_millis(50));
-                }
-                bar.finish_and_clear();
+        match self.target.to {
+            Some(dir) => write(&history, id, &dir),
+            None => {
+                let path = format!("/snapshots/{id}/restore");
+                talk(file, async |client| done(&client.post_and_wait(&path).await?))
             }
-            work.join()
-        });
-        let placed = done.map_err(|_| anyhow::anyhow!("the restore ended in a panic; this is a bug"))??;
-        println!(
-            "{id}: {} files, {} in {}",
-            placed.files,
-            show::bytes(placed.bytes),
-            self.to.display()
-        );
-        Ok(())
+        }
     }
+}
+
+fn write(history: &History, id: CommitId, dir: &Path) -> Result<(), Failure> {
+    let head = history.load(id)?;
+    let progress = Progress::default();
+    let done = thread::scope(|scope| {
+        let work = scope.spawn(|| restore_into_empty_dir(history, &head, dir, &progress));
+        if std::io::stderr().is_terminal() {
+            let style = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
+            let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            while !work.is_finished() {
+                bar.set_length(progress.total.load(Ordering::Relaxed));
+                bar.set_position(progress.done.load(Ordering::Relaxed));
+                thread::sleep(Duration::from_millis(50));
+            }
+            bar.finish_and_clear();
+        }
+        work.join()
+    });
+    let placed = done.map_err(|_| anyhow::anyhow!("the restore ended in a panic; this is a bug"))??;
+    println!(
+        "{id}: {} files, {} in {}",
+        placed.files,
+        show::bytes(placed.bytes),
+        dir.display()
+    );
+    Ok(())
 }

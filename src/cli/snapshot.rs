@@ -9,15 +9,21 @@ use super::{
     failure::Failure,
     history::{Where, Which, find},
     show,
+    talk::talk,
 };
 use crate::state::{
     diff::{Change, diff},
-    model::{Entry, Kind},
+    model::{Entry, Kind, Meta},
 };
 
 /// The history of the agent's state
 #[derive(Debug, Subcommand)]
 pub enum Snapshot {
+    /// Commit what has changed, now; needs a running supervisor
+    Now {
+        #[arg(long)]
+        json: bool,
+    },
     /// Every snapshot there is, oldest first
     List {
         #[command(flatten)]
@@ -51,11 +57,23 @@ pub enum Snapshot {
 impl Snapshot {
     pub fn run(self, file: Option<&Path>) -> Result<(), Failure> {
         match self {
+            Snapshot::Now { json } => now(json, file),
             Snapshot::List { place, json } => list(place, json, file),
             Snapshot::Show { which, place, json } => files(&which, place, json, file),
             Snapshot::Diff { old, new, place, json } => changes(&old, &new, place, json, file),
         }
     }
+}
+
+fn now(json: bool, file: Option<&Path>) -> Result<(), Failure> {
+    let meta: Meta = talk(file, async |client| {
+        Ok(client.post("/snapshots", None::<&serde_json::Value>).await?)
+    })?;
+    if json {
+        return Ok(show::json(&meta)?);
+    }
+    println!("{}: {} files, {}", meta.id, meta.files, show::bytes(meta.bytes));
+    Ok(())
 }
 
 fn list(place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {

@@ -338,9 +338,16 @@ fn bucket(settings: &mut Settings<'_>) -> Option<Bucket> {
                 .push(Problem::new(name, "must be set when MOLTINIT_MOUNT is s3fs"));
         }
     }
+    let of_account = |account| format!("https://{account}.r2.cloudflarestorage.com");
+    let endpoint = env.get("R2_ENDPOINT").map(str::to_owned);
+    let endpoint = endpoint.or_else(|| env.get("CF_ACCOUNT_ID").map(of_account));
+    if endpoint.is_none() {
+        let what = "must be set when MOLTINIT_MOUNT is s3fs (or R2_ENDPOINT, for another S3 server)";
+        settings.problems.push(Problem::new("CF_ACCOUNT_ID", what));
+    }
     Some(Bucket {
         name: env.get("R2_BUCKET_NAME")?.to_owned(),
-        account: env.get("CF_ACCOUNT_ID").map(str::to_owned),
+        endpoint: endpoint?,
         access_key_id: Secret::new(env.get("R2_ACCESS_KEY_ID")?.to_owned()),
         secret_access_key: Secret::new(env.get("R2_SECRET_ACCESS_KEY")?.to_owned()),
     })

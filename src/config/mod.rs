@@ -76,7 +76,8 @@ pub struct Store {
 #[derive(Debug, Clone)]
 pub struct Bucket {
     pub name: String,
-    pub account: Option<String>,
+    /// The S3 API's address: R2's for the account, unless `R2_ENDPOINT` names another.
+    pub endpoint: String,
     pub access_key_id: Secret,
     pub secret_access_key: Secret,
 }
@@ -130,6 +131,13 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 impl Config {
+    /// A local directory, the same at every boot of a disk, for what is half-way: a restore's journal, a commit's spool.
+    /// Beside the data, since a restore puts another in the data's place.
+    pub fn work_dir(&self) -> PathBuf {
+        let name = self.data_dir.file_name().unwrap_or_default().to_string_lossy();
+        self.data_dir.with_file_name(format!("{name}-work"))
+    }
+
     /// Reads the file and the environment of this process.
     ///
     /// `file` is the command line's; without it `MOLTINIT_CONFIG`, then `/etc/moltinit/moltinit.toml` if it is there.

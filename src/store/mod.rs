@@ -11,6 +11,7 @@ mod error;
 pub mod faulty;
 pub mod mounts;
 mod pool;
+pub mod s3fs;
 
 use std::{
     fs::File,

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::{fd::AsRawFd, unix::ffi::OsStringExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// One line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
@@ -40,6 +41,21 @@ pub fn of(fd: &impl AsRawFd) -> io::Result<Mount> {
         .into_iter()
         .find(|mount| mount.id == id)
         .ok_or_else(|| io::Error::other("its mount is detached, or of another namespace"))
+}
+
+/// Returns when a file system was mounted or unmounted, or after `patience`.
+///
+/// The kernel marks an open mountinfo with POLLPRI when the table changes (proc_pid_mountinfo(5)).
+pub fn wait_for_change(patience: Duration) {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
+    match fs::File::open("/proc/self/mountinfo") {
+        Ok(table) => {
+            let mut wanted = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
+            let _ = poll(&mut wanted, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX));
+        }
+        Err(_) => std::thread::sleep(patience),
+    }
 }
 
 fn mount_id(fdinfo: &str) -> Option<u64> {

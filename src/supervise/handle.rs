@@ -159,6 +159,11 @@ impl Handle {
         Ok(status.await)
     }
 
+    /// Comes back when a service is ready, however long that takes.
+    pub async fn until_ready(&self, name: &str) {
+        board::until(&self.0.common.board, |board| board.is_ready(name).then_some(())).await;
+    }
+
     /// Where every service stands.
     pub fn services(&self) -> Vec<View> {
         self.0.common.board.borrow().services.values().cloned().collect()

@@ -2,7 +2,6 @@
 
 pub mod kit;
 mod model;
-pub mod python;
 mod reader;
 
 use std::{

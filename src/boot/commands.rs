@@ -1,0 +1,139 @@
+//! What may be asked of the running supervisor, carried out by those whose business it is.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures_util::{
+    FutureExt, StreamExt,
+    stream::{self, BoxStream},
+};
+
+use super::keeper::Keeper;
+use crate::{
+    gateway::{Gateway, rpc::RpcError},
+    report::control::{Action, Answer, Control, Devices, LogLine, Refusal, Stream},
+    state::model::{CommitId, Meta},
+    supervise::{self, CommandError, Followed, Handle, Line},
+};
+
+/// For an answer of the gateway, which takes milliseconds when it is well.
+const GATEWAY: Duration = Duration::from_secs(10);
+
+pub struct Commands {
+    pub services: Handle,
+    pub keeper: Keeper,
+    pub gateway: Arc<Gateway>,
+}
+
+impl Commands {
+    fn known(&self, service: &str) -> Result<(), Refusal> {
+        self.services.logs(service, 0).map(drop).map_err(refusal)
+    }
+}
+
+impl Control for Commands {
+    fn alive(&self) -> bool {
+        self.services.is_alive()
+    }
+
+    fn service(&self, name: &str, action: Action) -> Result<Answer<()>, Refusal> {
+        self.known(name)?;
+        let (services, name) = (self.services.clone(), name.to_owned());
+        let done = async move {
+            match action {
+                Action::Start => services.start(&name).await,
+                Action::Stop => services.stop(&name).await,
+                Action::Restart => services.restart(&name).await,
+            }
+            .map_err(refusal)
+        };
+        Ok(done.boxed())
+    }
+
+    fn attach(&self, name: &str, env: BTreeMap<String, String>) -> Result<Answer<i32>, Refusal> {
+        self.known(name)?;
+        let (services, name) = (self.services.clone(), name.to_owned());
+        let env = env.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+        Ok(async move { services.attach(&name, env).await.map_err(refusal) }.boxed())
+    }
+
+    fn logs(&self, service: &str, count: usize) -> Answer<Vec<LogLine>> {
+        let lines = self.services.logs(service, count).map_err(refusal);
+        let shown = lines.map(|lines| lines.iter().map(|line| shown(line)).collect());
+        std::future::ready(shown).boxed()
+    }
+
+    fn follow(&self, service: &str, count: usize) -> Answer<BoxStream<'static, LogLine>> {
+        let followed = self.services.follow(service, count).map_err(refusal);
+        let lines = followed.map(|followed| followed.flat_map(|piece| stream::iter(told(&piece))).boxed());
+        std::future::ready(lines).boxed()
+    }
+
+    fn snapshots(&self) -> Answer<Vec<Meta>> {
+        let keeper = self.keeper.clone();
+        async move { keeper.snapshots().await }.boxed()
+    }
+
+    fn snapshot_now(&self) -> Answer<Meta> {
+        let keeper = self.keeper.clone();
+        async move { keeper.commit_now().await }.boxed()
+    }
+
+    fn restore(&self, id: CommitId) -> Result<Answer<()>, Refusal> {
+        Ok(self.keeper.restore(id)?.boxed())
+    }
+
+    fn devices(&self) -> Answer<Devices> {
+        let rpc = self.gateway.rpc();
+        async move {
+            let found = rpc.devices(GATEWAY).await.map_err(unreachable)?;
+            Ok(Devices {
+                pending: values(&found.pending),
+                paired: values(&found.paired),
+            })
+        }
+        .boxed()
+    }
+
+    fn approve(&self, request: &str) -> Answer<()> {
+        let (rpc, request) = (self.gateway.rpc(), request.to_owned());
+        async move { rpc.approve(&request, GATEWAY).await.map_err(unreachable) }.boxed()
+    }
+}
+
+fn values(devices: &[impl serde::Serialize]) -> Vec<serde_json::Value> {
+    devices
+        .iter()
+        .filter_map(|device| serde_json::to_value(device).ok())
+        .collect()
+}
+
+fn refusal(error: CommandError) -> Refusal {
+    let why = error.to_string();
+    match error {
+        CommandError::Unknown { .. } => Refusal::NotFound(why),
+        CommandError::NotUp { .. } => Refusal::Failed(why),
+        CommandError::ShuttingDown => Refusal::Unavailable(why),
+    }
+}
+
+fn unreachable(error: RpcError) -> Refusal {
+    Refusal::Unavailable(error.to_string())
+}
+
+fn shown(line: &Line) -> LogLine {
+    LogLine {
+        time: line.time,
+        stream: match line.stream {
+            supervise::Stream::Stdout => Stream::Stdout,
+            supervise::Stream::Stderr => Stream::Stderr,
+        },
+        text: line.text.to_string(),
+    }
+}
+
+fn told(piece: &Followed) -> Option<LogLine> {
+    match piece {
+        Followed::Line(line) => Some(shown(line)),
+        Followed::Missed(_) => None,
+    }
+}

@@ -1,0 +1,252 @@
+//! The keeper of the state: brings it back, has the gateway made ready on it, and then has every change committed.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use super::{
+    live::Live,
+    state::{Found, Plan, bring_back},
+};
+use crate::{
+    config::{self, Config},
+    event::{Event, Events, Phase},
+    gateway::Gateway,
+    report::control::Refusal,
+    state::{
+        engine::{self, EngineHandle},
+        history::History,
+        model::{CommitId, Meta},
+        pace,
+        restore::Progress,
+        walk::Root,
+    },
+    supervise::Handle,
+};
+
+/// Names of the snapshot's roots.
+const STATE: &str = "state";
+const WORKSPACE: &str = "workspace";
+const OURS: &str = "moltinit";
+
+/// A handle on it; cheap to clone.
+#[derive(Clone)]
+pub struct Keeper {
+    running: watch::Receiver<Option<Running>>,
+    services: Handle,
+    work: PathBuf,
+    restoring: Arc<Semaphore>,
+}
+
+/// What there is once the state is back and the store is known.
+#[derive(Clone)]
+struct Running {
+    engine: EngineHandle,
+    history: History,
+    roots: Vec<(String, PathBuf)>,
+}
+
+impl Keeper {
+    /// Begins to bring the state back. The gateway is let go when it is.
+    pub fn start(config: &Config, gateway: Arc<Gateway>, services: Handle, events: Events) -> Keeper {
+        let (run, running) = watch::channel(None);
+        tokio::spawn(keep(config.clone(), gateway, services.clone(), events, run));
+        Keeper {
+            running,
+            services,
+            work: config.work_dir(),
+            restoring: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Every commit there is, oldest first.
+    pub async fn snapshots(&self) -> Result<Vec<Meta>, Refusal> {
+        let history = self.running()?.history;
+        let listed = tokio::task::spawn_blocking(move || history.list()).await;
+        let listed = listed.map_err(|error| Refusal::Failed(error.to_string()))?;
+        let (listed, _) = listed.map_err(|error| Refusal::Unavailable(error.to_string()))?;
+        Ok(listed.into_iter().map(|listed| listed.meta).collect())
+    }
+
+    /// Commits what has changed; the newest commit if nothing has.
+    pub async fn commit_now(&self) -> Result<Meta, Refusal> {
+        let engine = self.running()?.engine;
+        let newest = engine
+            .commit_now()
+            .await
+            .map_err(|error| Refusal::Unavailable(error.to_string()))?;
+        newest.ok_or_else(|| Refusal::NotFound("there is nothing to commit: the state is empty".into()))
+    }
+
+    /// Puts a commit in the place of the live state; see [`Live::restore`].
+    ///
+    /// # Errors
+    /// At once while another restore runs, or before there is a state.
+    pub fn restore(&self, id: CommitId) -> Result<impl Future<Output = Result<(), Refusal>> + Send + use<>, Refusal> {
+        let Running { engine, history, roots } = self.running()?;
+        let busy = |_| Refusal::Conflict("another restore is under way".into());
+        let alone = Arc::clone(&self.restoring).try_acquire_owned().map_err(busy)?;
+        let roots = roots.into_iter().filter(|(name, _)| name != OURS).collect();
+        let live = Live {
+            services: self.services.clone(),
+            engine,
+            history,
+            roots,
+            work: self.work.clone(),
+        };
+        Ok(async move {
+            let done = live.restore(id).await;
+            drop(alone);
+            done
+        })
+    }
+
+    /// The last commit but one: what is left to tell may change the state once more.
+    pub async fn commit_stopped(&self, deadline: Duration) {
+        if let Ok(running) = self.running()
+            && !matches!(
+                tokio::time::timeout(deadline, running.engine.commit_now()).await,
+                Ok(Ok(_))
+            )
+        {
+            tracing::warn!("the commit after the stop of the services has not worked yet");
+        }
+    }
+
+    /// The last commit. Without one within `deadline` what changed since the one before is lost with the container, and
+    /// that is said.
+    pub async fn finish(&self, deadline: Duration) {
+        let Ok(running) = self.running() else {
+            tracing::warn!("stopped before the state was back; there is nothing to commit");
+            return;
+        };
+        if let Err(error) = running.engine.finish(Instant::now() + deadline).await {
+            tracing::error!(%error, "the last commit failed; what changed since the one before is lost with this container");
+        }
+    }
+
+    fn running(&self) -> Result<Running, Refusal> {
+        let missing =
+            || Refusal::Unavailable("the store is not there yet, or the state is still being restored".into());
+        self.running.borrow().clone().ok_or_else(missing)
+    }
+}
+
+async fn keep(
+    config: Config,
+    gateway: Arc<Gateway>,
+    services: Handle,
+    events: Events,
+    run: watch::Sender<Option<Running>>,
+) {
+    let (found_it, mut found) = oneshot::channel();
+    let (go_without, without) = oneshot::channel();
+    let plan = plan(&config);
+    let thread = {
+        let events = events.clone();
+        std::thread::Builder::new().name("restore".into()).spawn(move || {
+            let _ = found_it.send(bring_back(&plan, &events, || {
+                let _ = go_without.send(());
+            }));
+        })
+    };
+    if let Err(error) = thread {
+        let why = format!("no thread to restore the state on: {error}");
+        tracing::error!("{why}");
+        events.emit(Event::StoreUnavailable { why });
+        return;
+    }
+    // Either the state is back, or it is decided to go without it. In both cases the disk is the gateway's from here on.
+    let early = tokio::select! {
+        biased;
+        back = &mut found => back.ok(),
+        Ok(()) = without => None,
+    };
+    events.emit(Event::BootPhase { phase: Phase::Prepare });
+    let workspace = gateway.workspace();
+    let mut roots = roots(&config);
+    if !roots.iter().any(|(_, path)| workspace.starts_with(path)) {
+        roots.push((WORKSPACE.to_owned(), workspace));
+    }
+    let start = |found: Found| {
+        let history = found.history.clone();
+        let Found {
+            history: of,
+            generation,
+            head,
+        } = found;
+        match engine::start(settings(&config, &roots), of, generation, head, events.clone()) {
+            Ok(engine) => drop(run.send_replace(Some(Running {
+                engine,
+                history,
+                roots: roots.clone(),
+            }))),
+            Err(error) => tracing::error!(%error, "changes cannot be committed"),
+        }
+    };
+    let restored = early.is_some();
+    if let Some(found) = early {
+        // Before the gateway: from its first change on somebody watches.
+        start(found);
+    }
+    events.emit(Event::BootPhase { phase: Phase::Services });
+    services.satisfied("store");
+    let up = services.clone();
+    let said = events.clone();
+    tokio::spawn(async move {
+        up.until_ready("gateway").await;
+        said.emit(Event::BootPhase { phase: Phase::Done });
+    });
+    if !restored && let Ok(found) = found.await {
+        start(found);
+    }
+}
+
+/// The roots that are known before anything is restored.
+fn roots(config: &Config) -> Vec<(String, PathBuf)> {
+    let mut roots = vec![
+        (STATE.to_owned(), config.state_dir.clone()),
+        (OURS.to_owned(), config.data_dir.clone()),
+    ];
+    if let Some(workspace) = config
+        .workspace
+        .clone()
+        .filter(|workspace| !workspace.starts_with(&config.state_dir))
+    {
+        roots.push((WORKSPACE.to_owned(), workspace));
+    }
+    roots
+}
+
+fn plan(config: &Config) -> Plan {
+    Plan {
+        store: config.store.clone(),
+        roots: roots(config),
+        work: config.work_dir(),
+        progress: Arc::new(Progress::default()),
+    }
+}
+
+fn settings(config: &Config, roots: &[(String, PathBuf)]) -> engine::Settings {
+    let roots = roots.iter().cloned().map(|(name, path)| Root { name, path });
+    let config::Snapshot {
+        quiet,
+        max_delay,
+        min_gap,
+    } = config.snapshot;
+    engine::Settings {
+        roots: roots.collect(),
+        pace: pace::Settings {
+            quiet,
+            max_delay,
+            min_gap,
+        },
+        spool: config.work_dir().join("spool"),
+        rescan: engine::RESCAN,
+        gateway: Box::new(|| None),
+    }
+}

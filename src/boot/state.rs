@@ -1,0 +1,160 @@
+//! Bringing the state back: wait for the store, restore from it, and begin a generation. Blocking; it has a thread
+//! of its own.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ulid::Ulid;
+
+use super::store;
+use crate::{
+    config,
+    event::{Event, Events, Phase, millis},
+    state::{
+        head::Head,
+        history::{Generation, History},
+        recover::{RecoverError, Recovered, recover},
+        restore::{Progress, resume},
+    },
+    store::{StoreError, mounts},
+};
+
+/// Between looks at a store that is not there or does not answer. A change of the mounts is looked at once.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What to bring back, and where to.
+pub struct Plan {
+    pub store: config::Store,
+    /// The snapshot's roots and their places on this disk.
+    pub roots: Vec<(String, PathBuf)>,
+    /// A local directory that is the same at every boot of a disk, for the journal of the restore.
+    pub work: PathBuf,
+    pub progress: Arc<Progress>,
+}
+
+/// A store whose history is known, and this boot's place in it.
+pub struct Found {
+    pub history: History,
+    pub generation: Generation,
+    /// The tree on disk as the history has it; empty on a first boot.
+    pub head: Head,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+}
+
+impl Trouble {
+    /// Waiting for the mount will not help, so there is no reason to wait before saying it.
+    fn is_lasting(&self) -> bool {
+        match self {
+            Trouble::Store(StoreError::NotADirectory { .. } | StoreError::Denied { .. }) => true,
+            Trouble::Store(_) | Trouble::Recover(RecoverError::Unknown(_)) => false,
+            Trouble::Recover(_) => true,
+        }
+    }
+}
+
+/// Tries until it has worked. `go_without` is called once if a store that is not required is still not there when the
+/// wait for it is over: from then on the disk is the agent's, nothing is restored, and what the store holds is
+/// branched from, not followed.
+pub fn bring_back(plan: &Plan, events: &Events, go_without: impl FnOnce()) -> Found {
+    let began = Instant::now();
+    let mut away_since = None;
+    let mut go_without = Some(go_without);
+    events.emit(Event::BootPhase { phase: Phase::Store });
+    if let Err(error) = resume(&plan.work) {
+        tracing::error!(%error, "an earlier restore was cut off and cannot be finished");
+    }
+    loop {
+        let trouble = match attempt(plan, events, go_without.is_none()) {
+            Ok(found) => {
+                if let Some(since) = away_since {
+                    events.emit(Event::StoreRecovered {
+                        away_ms: millis(Instant::elapsed(&since)),
+                    });
+                }
+                return found;
+            }
+            Err(trouble) => trouble,
+        };
+        tracing::debug!(%trouble, "the state is not back yet");
+        let waited = began.elapsed() >= plan.store.wait;
+        if away_since.is_none() && (waited || trouble.is_lasting()) {
+            away_since = Some(Instant::now());
+            events.emit(Event::StoreUnavailable {
+                why: trouble.to_string(),
+            });
+        }
+        if waited
+            && !plan.store.required
+            && let Some(go) = go_without.take()
+        {
+            go();
+        }
+        mounts::wait_for_change(PAUSE);
+    }
+}
+
+fn attempt(plan: &Plan, events: &Events, disk_is_live: bool) -> Result<Found, Trouble> {
+    let history = store::open(&plan.store)?;
+    events.emit(Event::StoreAvailable {
+        path: plan.store.dir.display().to_string(),
+        durable: plan.store.durable,
+    });
+    if disk_is_live {
+        return Ok(begin(history, Head::default()));
+    }
+    let began = Instant::now();
+    events.emit(Event::BootPhase { phase: Phase::Restore });
+    let head = match recover(&history, &plan.roots, &plan.work, &plan.progress)? {
+        Recovered::Restored { head, placed, passed } => {
+            if let Some(newest) = passed.first() {
+                events.emit(Event::StateRestoreDegraded {
+                    wanted: newest.id,
+                    used: head.id(),
+                    why: newest.why.clone(),
+                });
+            }
+            for aside in &placed.aside {
+                tracing::warn!(path = %aside.display(), "state that was there before the restore was moved aside");
+            }
+            events.emit(Event::StateRestored {
+                commit: head.id(),
+                files: placed.files,
+                bytes: placed.bytes,
+                took_ms: millis(began.elapsed()),
+            });
+            *head
+        }
+        Recovered::Empty { passed } => {
+            for torn in passed {
+                tracing::warn!(commit = %torn.id, why = torn.why, "an object that never was a whole commit is passed over");
+            }
+            events.emit(Event::StateRestored {
+                commit: None,
+                files: 0,
+                bytes: 0,
+                took_ms: millis(began.elapsed()),
+            });
+            Head::default()
+        }
+    };
+    Ok(begin(history, head))
+}
+
+fn begin(history: History, head: Head) -> Found {
+    let generation = history.begin(Ulid::generate(), head.id());
+    Found {
+        history,
+        generation,
+        head,
+    }
+}

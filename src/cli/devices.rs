@@ -1,0 +1,81 @@
+//! `moltinit devices`: pairing requests.
+
+use std::path::Path;
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::{failure::Failure, show, talk::talk};
+use crate::report::{
+    client::{Client, escaped},
+    control,
+};
+
+/// Pairing requests of the gateway
+#[derive(Debug, Subcommand)]
+pub enum Devices {
+    /// What waits for approval, and what is paired
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    Approve(Approve),
+}
+
+/// Approve a request, or all of them
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Approve {
+    id: Option<String>,
+    #[arg(long)]
+    all: bool,
+}
+
+impl Devices {
+    pub fn run(self, file: Option<&Path>) -> Result<(), Failure> {
+        talk(file, async |client| match self {
+            Devices::List { json } => list(&client, json).await,
+            Devices::Approve(Approve { id: Some(id), .. }) => approve(&client, &id).await,
+            Devices::Approve(Approve { id: None, .. }) => {
+                let devices: control::Devices = client.get("/devices").await?;
+                for id in devices.pending.iter().filter_map(|device| text(device, "requestId")) {
+                    approve(&client, id).await?;
+                }
+                Ok(())
+            }
+        })
+    }
+}
+
+async fn approve(client: &Client, id: &str) -> Result<(), Failure> {
+    client
+        .post::<Value>(&format!("/devices/{}/approve", escaped(id)), None::<&Value>)
+        .await?;
+    println!("approved {id}");
+    Ok(())
+}
+
+async fn list(client: &Client, json: bool) -> Result<(), Failure> {
+    let devices: control::Devices = client.get("/devices").await?;
+    if json {
+        return Ok(show::json(&devices)?);
+    }
+    let row = |state: &str, id: &str, device: &Value| {
+        let field = |name| text(device, name).unwrap_or_default().to_owned();
+        [
+            state.to_owned(),
+            text(device, id).unwrap_or_default().to_owned(),
+            field("displayName"),
+            field("platform"),
+            field("role"),
+        ]
+    };
+    let mut rows = vec![["STATE", "ID", "NAME", "PLATFORM", "ROLE"].map(str::to_owned)];
+    rows.extend(devices.pending.iter().map(|device| row("pending", "requestId", device)));
+    rows.extend(devices.paired.iter().map(|device| row("paired", "deviceId", device)));
+    Ok(show::table(&rows)?)
+}
+
+fn text<'a>(device: &'a Value, field: &str) -> Option<&'a str> {
+    device[field].as_str()
+}

@@ -1,0 +1,34 @@
+//! `moltinit run`: the whole boot and supervision.
+
+use std::path::Path;
+
+use clap::Args;
+
+use super::failure::{CONFIG, Failure};
+use crate::{
+    boot::{self, BootError, Checked},
+    config::Config,
+};
+
+/// Restore the state, run the gateway, snapshot every change (what moltinit does without a subcommand)
+#[derive(Debug, Default, Args)]
+pub struct Run {
+    /// Replaces the gateway's command
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+impl Run {
+    pub fn run(self, file: Option<&Path>) -> Result<i32, Failure> {
+        let mut config = Config::from_process(file)?;
+        if !self.command.is_empty()
+            && let Some(gateway) = config.services.iter_mut().find(|service| service.name == "gateway")
+        {
+            gateway.command = self.command;
+        }
+        boot::run(Checked::of(config)?).map_err(|error| match error {
+            BootError::Config(problems) => Failure::new(CONFIG, problems),
+            other => Failure::new(1, other),
+        })
+    }
+}
