@@ -6,4 +6,7 @@
 
 mod browser;
 mod exec;
+mod life;
+mod mistakes;
+mod outage;
 mod support;

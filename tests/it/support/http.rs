@@ -53,6 +53,10 @@ pub fn request(method: &str, port: u16, path: &str, token: Option<&str>, body: &
     })
 }
 
+pub fn get(port: u16, path: &str, token: Option<&str>) -> io::Result<Answer> {
+    request("GET", port, path, token, "")
+}
+
 fn dechunk(mut body: &str) -> String {
     let mut whole = String::new();
     while let Some((size, rest)) = body.split_once("\r\n") {

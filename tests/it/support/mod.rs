@@ -1,8 +1,11 @@
 //! What black-box tests share: a container to run moltinit in, a client for its HTTP, and waiting with a deadline.
 
+pub mod container;
+pub mod gateway;
 pub mod http;
 pub mod process;
 pub mod pty;
+pub mod s3;
 
 use std::{
     net::TcpListener,

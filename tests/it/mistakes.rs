@@ -1,0 +1,335 @@
+//! What is wrong with the surroundings: one clear error or event that names the thing and what to do, the documented
+//! exit code, and nothing lost.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    process::{Command, Output},
+    time::Duration,
+};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::Value;
+
+use crate::support::{
+    MOLTINIT, PATIENCE,
+    container::{Container, Disk, commit, event, stand_in, with_gateway},
+    eventually,
+};
+
+/// `moltinit ARGS…` outside a container, with that disk.
+fn moltinit(disk: &Disk, env: &[(&str, &str)], args: &[&str]) -> Output {
+    let home = disk.path("home");
+    fs::create_dir_all(&home).unwrap();
+    Command::new(MOLTINIT)
+        .args(args)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .env("HOME", home)
+        .env("MOLTINIT_STORE", disk.path("store"))
+        .env("MOLTINIT_DATA_DIR", disk.path("data"))
+        .env("MOLTINIT_RUN_DIR", disk.path("run"))
+        .env("MOLTINIT_HTTP_ADDR", "127.0.0.1:0")
+        .envs(env.iter().copied())
+        .output()
+        .unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn every_problem_of_the_configuration_is_listed_at_once() {
+    let disk = Disk::new();
+    let file = disk.path("bad.toml");
+    fs::write(
+        &file,
+        "stor = \"/a\"\nstore_wait = \"soon\"\n[[service]]\nname = \"gateway\"\nafter = [\"nobody\"]\n",
+    )
+    .unwrap();
+    let env = [
+        ("MOLTINIT_CONFIG", file.to_str().unwrap()),
+        ("MOLTINIT_SNAPSHOT_QUITE", "1s"),
+    ];
+    for args in [&["run"][..], &["config", "check"], &[]] {
+        let output = moltinit(&disk, &env, args);
+        assert_eq!(output.status.code(), Some(78), "{}", said(&output));
+        for expected in [
+            "stor",
+            "`store`",
+            "store_wait",
+            "soon",
+            "MOLTINIT_SNAPSHOT_QUITE",
+            "MOLTINIT_SNAPSHOT_QUIET",
+            "nobody",
+        ] {
+            assert!(said(&output).contains(expected), "{expected} in {}", said(&output));
+        }
+    }
+    assert!(
+        !disk.path("store").exists() && !disk.path("data").exists(),
+        "nothing was started"
+    );
+}
+
+#[test]
+fn a_busy_port_is_named() {
+    let disk = Disk::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let output = moltinit(&disk, &[("MOLTINIT_HTTP_ADDR", &addr)], &["run"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains(&addr) && said(&output).contains("MOLTINIT_HTTP_ADDR"),
+        "{}",
+        said(&output)
+    );
+}
+
+#[test]
+fn commands_say_what_is_missing() {
+    let disk = Disk::new();
+    let missing = disk.path("missing");
+    let missing = missing.to_str().unwrap();
+    let file = disk.path("file");
+    fs::write(&file, "in the way").unwrap();
+    for store in [missing, file.to_str().unwrap()] {
+        for command in [
+            &["snapshot", "list"][..],
+            &["snapshot", "show"],
+            &["restore", "--to", "/nonexistent/x"],
+        ] {
+            let output = moltinit(&disk, &[], &[command, &["--store", store]].concat());
+            assert_eq!(output.status.code(), Some(69), "{command:?}: {}", said(&output));
+            assert!(said(&output).contains(store), "{}", said(&output));
+        }
+    }
+    assert!(!Path::new(missing).exists());
+    let output = moltinit(&disk, &[], &["status"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("no moltinit is running"), "{}", said(&output));
+    fs::create_dir_all(disk.path("store")).unwrap();
+    let output = moltinit(&disk, &[], &["restore", "nonsense", "--to", "/nonexistent/x"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("not a commit id"), "{}", said(&output));
+}
+
+#[test]
+fn a_file_in_the_stores_place_holds_the_gateway_until_it_is_gone() {
+    let disk = Disk::new();
+    let store = disk.path("store");
+    fs::write(&store, "in the way").unwrap();
+    let container = stand_in(&disk, &store);
+    let why = event(&container, "store.unavailable")["why"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        why.contains(store.to_str().unwrap()) && why.contains("not a directory"),
+        "{why}"
+    );
+    let ready = container.get("/readyz").unwrap();
+    assert_eq!(ready.status, 503);
+    let failing = ready.json()["failing"].clone();
+    for part in ["store", "gateway"] {
+        assert!(failing.as_array().unwrap().iter().any(|name| name == part), "{failing}");
+    }
+    assert_eq!(
+        container.status()["services"]["gateway"]["pid"],
+        Value::Null,
+        "never on empty state"
+    );
+    assert_eq!(fs::read(&store).unwrap(), b"in the way");
+
+    fs::remove_file(&store).unwrap();
+    container.wait_for("/readyz", PATIENCE);
+    event(&container, "store.recovered");
+}
+
+/// A file system that can be made read-only and writable again.
+struct Volume(std::path::PathBuf);
+
+impl Volume {
+    fn mount(path: &Path) -> Volume {
+        fs::create_dir_all(path).unwrap();
+        mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_RDONLY, None::<&str>).unwrap();
+        Volume(path.to_owned())
+    }
+
+    /// In the namespace of `container`, which has a copy of the mount.
+    fn make_writable_in(&self, container: &Container) {
+        let done = Command::new("nsenter")
+            .args([
+                "--mount",
+                "--target",
+                &container.init.to_string(),
+                "mount",
+                "-o",
+                "remount,rw",
+            ])
+            .arg(&self.0)
+            .status();
+        assert!(done.expect("nsenter (util-linux)").success());
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_store_that_cannot_be_written_is_reported_and_nothing_is_claimed() {
+    let disk = Disk::new();
+    let volume = Volume::mount(&disk.path("volume"));
+    let container = stand_in(&disk, &volume.0);
+    container.wait_for("/healthz", PATIENCE);
+    eventually("the gateway", PATIENCE, || {
+        container.status()["services"]["gateway"]["pid"].as_i64()
+    });
+    fs::create_dir_all(disk.state()).unwrap();
+    fs::write(disk.state().join("note"), "precious").unwrap();
+    let why = event(&container, "snapshot.failed")["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("Read-only") || why.contains("permission"), "{why}");
+    assert_eq!(container.status()["snapshots"]["last"], Value::Null);
+
+    volume.make_writable_in(&container);
+    eventually("a commit", PATIENCE, || {
+        container.status()["snapshots"]["last"]["commit"]
+            .as_str()
+            .map(str::to_owned)
+    });
+    container.kill();
+    let second = stand_in(&disk, &volume.0);
+    second.wait_for("/readyz", PATIENCE);
+    assert_eq!(fs::read_to_string(disk.state().join("note")).unwrap(), "precious");
+}
+
+#[test]
+fn foreign_cut_and_empty_objects_are_passed_over_and_named() {
+    let disk = Disk::new();
+    let store = disk.path("store");
+    let first = stand_in(&disk, &store);
+    first.wait_for("/readyz", PATIENCE);
+    fs::create_dir_all(disk.state()).unwrap();
+    fs::write(disk.state().join("note"), "one").unwrap();
+    let good = commit(&first);
+    fs::write(disk.state().join("note"), "two").unwrap();
+    let cut = commit(&first);
+    first.kill();
+
+    let generation = cut.split('-').next().unwrap();
+    let mut objects = Vec::new();
+    find(&store, &mut objects);
+    let number = |id: &str| id.rsplit('-').next().unwrap().trim_start_matches('0').to_owned();
+    let newest = objects
+        .iter()
+        .find(|path| {
+            path.to_str().unwrap().contains(generation)
+                && path.file_stem().unwrap().to_str().unwrap().ends_with(&number(&cut))
+        })
+        .expect("the object of the newest commit");
+    let bytes = fs::read(newest).unwrap();
+    fs::write(newest, &bytes[..bytes.len() / 2]).unwrap();
+    let dir = newest.parent().unwrap();
+    fs::write(dir.join("00000098.seg"), "").unwrap();
+    fs::write(
+        dir.join("00000099.seg"),
+        "a foreign thing, quite long enough to hold a trailer, but none is there",
+    )
+    .unwrap();
+    fs::write(dir.join("README.txt"), "not a segment").unwrap();
+
+    let fresh = Disk::new();
+    let second = stand_in(&fresh, &store);
+    second.wait_for("/readyz", PATIENCE);
+    assert_eq!(fs::read_to_string(fresh.state().join("note")).unwrap(), "one");
+    assert_eq!(second.status()["restore"]["commit"], good.as_str());
+    let degraded = event(&second, "state.restore_degraded");
+    assert_eq!(degraded["used"], good.as_str());
+    assert!(!degraded["why"].as_str().unwrap().is_empty());
+    let output = moltinit(&fresh, &[], &["snapshot", "list", "--store", store.to_str().unwrap()]);
+    assert!(output.status.success());
+    assert!(
+        said(&output).contains("00000099.seg is no snapshot"),
+        "{}",
+        said(&output)
+    );
+}
+
+fn find(dir: &Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            find(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn state_that_is_there_already_is_moved_aside() {
+    let disk = Disk::new();
+    let store = disk.path("store");
+    let first = stand_in(&disk, &store);
+    first.wait_for("/readyz", PATIENCE);
+    fs::create_dir_all(disk.state()).unwrap();
+    fs::write(disk.state().join("note"), "from the store").unwrap();
+    commit(&first);
+    first.kill();
+
+    let other = Disk::new();
+    fs::create_dir_all(other.state()).unwrap();
+    fs::write(other.state().join("note"), "somebody else's").unwrap();
+    let second = stand_in(&other, &store);
+    second.wait_for("/readyz", PATIENCE);
+    assert_eq!(
+        fs::read_to_string(other.state().join("note")).unwrap(),
+        "from the store"
+    );
+    let aside = fs::read_dir(other.path("home")).unwrap().flatten().find(|entry| {
+        entry
+            .file_name()
+            .to_str()
+            .unwrap()
+            .starts_with(".openclaw.before-restore-")
+    });
+    let aside = aside.expect("the state that was there").path();
+    assert_eq!(fs::read_to_string(aside.join("note")).unwrap(), "somebody else's");
+}
+
+#[test]
+fn a_command_that_is_not_found_is_named_and_everything_else_goes_on() {
+    let disk = Disk::new();
+    let container = with_gateway(&disk, &disk.path("store"), r#"["no-such-gateway", "run"]"#);
+    container.wait_for("/healthz", PATIENCE);
+    let why = eventually("a reason", PATIENCE, || {
+        let why = container.status()["services"]["gateway"]["why"].as_str()?.to_owned();
+        why.contains("no-such-gateway").then_some(why)
+    });
+    assert!(why.contains("PATH"), "{why}");
+    assert_eq!(container.get("/readyz").unwrap().status, 503);
+    fs::create_dir_all(disk.state()).unwrap();
+    fs::write(disk.state().join("note"), "kept all the same").unwrap();
+    commit(&container);
+}
+
+#[test]
+fn a_stop_while_the_store_is_awaited_is_orderly() {
+    let disk = Disk::new();
+    let store = disk.path("store");
+    fs::write(&store, "in the way").unwrap();
+    let mut container = stand_in(&disk, &store);
+    container.wait_for("/healthz", PATIENCE);
+    container.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(
+        container.wait(Duration::from_secs(60)).code(),
+        Some(0),
+        "{}",
+        container.log()
+    );
+}
