@@ -480,4 +480,6 @@ impl Engine {
 }
 
 #[cfg(test)]
+mod campaign;
+#[cfg(test)]
 mod tests;

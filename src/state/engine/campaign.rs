@@ -1,0 +1,189 @@
+//! A supervisor that is killed again and again, at any moment: what it said was committed is there at the next boot.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+use super::*;
+use crate::{
+    state::{
+        recover::{Recovered, recover},
+        restore::{self, Progress},
+        tests::python::check_bank,
+    },
+    store::{Expect, Patience, Store},
+};
+
+/// Where the victim lives; only set for the process that is to be killed.
+const PLACE: &str = "MOLTINIT_CAMPAIGN";
+/// Kills, unless the environment says otherwise.
+const KILLS: u32 = 25;
+
+fn history(place: &Path) -> History {
+    let store = Store::open(&place.join("store"), Expect::Directory, Patience::default());
+    History::open(store, "default", None).unwrap()
+}
+
+fn restored(place: &Path, to: &str) -> Option<Head> {
+    let targets = [("state".to_owned(), place.join(to))];
+    match recover(&history(place), &targets, &place.join("work"), &Progress::default()).unwrap() {
+        Recovered::Restored { head, passed, .. } => {
+            // A commit that was cut off has never been reported; a whole one is never passed over.
+            assert!(passed.iter().all(|passed| !passed.why.is_empty()));
+            Some(*head)
+        }
+        Recovered::Empty { .. } => None,
+    }
+}
+
+/// What a supervisor does: restores, watches, commits; and what an agent does: changes files and two tables whose sum
+/// stays the same. Says each number that a commit was reported with. Killed from outside.
+#[test]
+fn victim() {
+    let Ok(place) = std::env::var(PLACE) else { return };
+    let place = PathBuf::from(place);
+    restore::resume(&place.join("work")).unwrap();
+    let live = place.join("live");
+    let head = restored(&place, "live").unwrap_or_default();
+    fs::create_dir_all(&live).unwrap();
+    let history = history(&place);
+    let generation = history.begin(ulid::Ulid::generate(), head.id());
+    let pace = pace::Settings {
+        quiet: Duration::from_millis(5),
+        max_delay: Duration::from_millis(20),
+        min_gap: Duration::from_millis(5),
+    };
+    let settings = Settings {
+        roots: vec![Root {
+            name: "state".into(),
+            path: live.clone(),
+        }],
+        pace,
+        spool: place.join("spool"),
+        rescan: RESCAN,
+        gateway: Box::new(|| None),
+    };
+    let (events, _kept) = Events::channel();
+    let engine = start(settings, history, generation, head, events).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let mut db = rusqlite::Connection::open(live.join("db")).unwrap();
+    db.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;
+         CREATE TABLE IF NOT EXISTS a(id INTEGER PRIMARY KEY, v); CREATE TABLE IF NOT EXISTS b(id INTEGER PRIMARY KEY, v, pad);
+         INSERT OR IGNORE INTO a VALUES(1, 1000);",
+    )
+    .unwrap();
+    let count = fs::read_to_string(live.join("count")).map_or(0, |text| text.parse().unwrap());
+    for n in count + 1.. {
+        let transfer = db.transaction().unwrap();
+        transfer.execute("UPDATE a SET v = v - 1", []).unwrap();
+        transfer
+            .execute("INSERT INTO b(v, pad) VALUES(1, zeroblob(?))", [n % 7000])
+            .unwrap();
+        transfer.commit().unwrap();
+        let dir = live.join(format!("dir-{}", n % 5));
+        if n % 11 == 0 {
+            let _ = fs::remove_dir_all(&dir);
+        } else {
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join(format!("{}", n % 13)), vec![b'x'; (n * 997 % 60_000) as usize]).unwrap();
+        }
+        fs::write(live.join("count.new"), n.to_string()).unwrap();
+        fs::rename(live.join("count.new"), live.join("count")).unwrap();
+        if n % 3 == 0 && runtime.block_on(engine.commit_now()).is_ok() {
+            println!("committed {n}");
+        }
+    }
+}
+
+struct Victim {
+    child: Child,
+    lines: std::thread::JoinHandle<u64>,
+}
+
+impl Victim {
+    #[expect(clippy::disallowed_methods, reason = "a test's own helper")]
+    fn start(place: &Path) -> Victim {
+        let test = concat!(module_path!(), "::victim").split_once("::").unwrap().1;
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([test, "--exact", "--nocapture"])
+            .env(PLACE, place)
+            .stdout(Stdio::piped())
+            .stderr(
+                fs::OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(place.join("stderr"))
+                    .unwrap(),
+            )
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let last = move || {
+            let said = lines
+                .map_while(Result::ok)
+                .filter_map(|line| line.strip_prefix("committed ")?.parse().ok());
+            said.last().unwrap_or(0)
+        };
+        Victim {
+            child,
+            lines: std::thread::spawn(last),
+        }
+    }
+
+    /// Returns the last number that it said.
+    fn kill(mut self) -> u64 {
+        assert_eq!(self.child.try_wait().unwrap(), None, "it ended by itself");
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.lines.join().unwrap()
+    }
+}
+
+#[test]
+fn what_was_reported_committed_is_never_missing() {
+    let kills = std::env::var("MOLTINIT_CAMPAIGN_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
+    let seed = std::env::var("MOLTINIT_CAMPAIGN_SEED").map_or(7, |seed| seed.parse().unwrap());
+    let mut random = SmallRng::seed_from_u64(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path();
+    let (mut reported, mut longest) = (0u64, Duration::ZERO);
+    for kill in 0..kills {
+        let victim = Victim::start(place);
+        // Now and then so soon that it has not restored yet.
+        let life = Duration::from_millis(random.random_range(10..1200));
+        std::thread::sleep(life);
+        reported = reported.max(victim.kill());
+        longest = longest.max(life);
+        if kill % 3 == 0 {
+            continue;
+        }
+        let began = Instant::now();
+        let Some(head) = restored(place, "check") else {
+            assert_eq!(reported, 0, "kill {kill}, seed {seed}: nothing to restore");
+            continue;
+        };
+        let check = place.join("check");
+        let count: u64 = fs::read_to_string(check.join("count")).map_or(0, |text| text.parse().unwrap());
+        assert!(
+            count >= reported,
+            "kill {kill}, seed {seed}: {} holds {count}, but {reported} was reported; restored in {:?}",
+            head.id().unwrap(),
+            began.elapsed()
+        );
+        if check.join("db").exists() && head.tree().contains_key(&b"state/count"[..]) {
+            check_bank(&check.join("db"));
+        }
+        fs::remove_dir_all(&check).unwrap();
+    }
+    assert!(reported > 0, "nothing was ever committed in {longest:?}");
+}
