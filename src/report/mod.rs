@@ -36,6 +36,7 @@ mod webhook;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use axum::serve::ListenerExt;
 use jiff::Timestamp;
 use tokio::{
     net::TcpListener,
@@ -171,6 +172,8 @@ impl Report {
         ));
         let socket = http::socket(&self.place.run_dir.join(SOCKET))?;
         tokio::spawn(http::serve(socket, http::router(shared.clone(), http::Way::Socket)));
+        // Without it an answer in two parts waits for the first to be acknowledged.
+        let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
         tokio::spawn(http::serve(listener, http::router(shared, http::Way::Network)));
         Ok(())
     }

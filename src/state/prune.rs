@@ -7,11 +7,10 @@ use serde::Serialize;
 use ulid::Ulid;
 
 use super::{
-    head::Head,
     history::{self, History, Infos, Problem},
     model::CommitId,
     retain::{self, Record, Records},
-    segment::{Segment, reader::ReadError},
+    segment::reader::ReadError,
 };
 
 /// A generation that committed this recently may still be written to, and is listed anew each time.
@@ -28,6 +27,17 @@ pub struct Pruner {
     settled: BTreeSet<Ulid>,
 }
 
+/// What this process writes.
+#[derive(Debug, Clone)]
+pub struct Own {
+    pub generation: Ulid,
+    /// Every object that its next commit may refer to ([`Head::needs`]). Commits made while a pruning runs need no
+    /// older object beyond these: what a head has let go of it never takes up again.
+    ///
+    /// [`Head::needs`]: super::head::Head::needs
+    pub needs: BTreeSet<CommitId>,
+}
+
 /// What a pruning did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Pruned {
@@ -36,6 +46,8 @@ pub struct Pruned {
     pub needed: usize,
     pub removed: usize,
     pub freed: u64,
+    /// Bytes of all that is left.
+    pub left: u64,
     /// A newer generation than this process's own. It does the pruning, and nothing was removed.
     pub fenced_by: Option<Ulid>,
 }
@@ -51,19 +63,17 @@ impl Pruner {
     }
 
     /// Takes note of a commit of this process, which it then need not look for.
-    pub fn committed(&mut self, segment: &Segment) {
-        let record = Record::new(segment.meta(), segment.needs.clone(), segment.size());
-        self.records.insert(segment.id(), record);
+    pub fn committed(&mut self, id: CommitId, record: Record) {
+        self.records.insert(id, record);
     }
 
-    /// Removes what retention does not keep. `own` is the head that this process writes from, if it does; while it
-    /// runs, nothing may be committed from it.
-    pub fn prune(&mut self, own: Option<&Head>, now: Timestamp) -> Result<Pruned, ReadError> {
-        let own_id = own.and_then(Head::id);
+    /// Removes what retention does not keep. `own` is what this process writes, if it does.
+    pub fn prune(&mut self, own: Option<&Own>, now: Timestamp) -> Result<Pruned, ReadError> {
+        let generation = own.map(|own| own.generation);
         self.history.refresh()?;
-        if let Some(own) = own_id {
+        if let Some(own) = generation {
             let newest = self.history.generations().into_keys().next_back();
-            if let Some(newer) = newest.filter(|newest| *newest > own.generation) {
+            if let Some(newer) = newest.filter(|newest| *newest > own) {
                 let fenced_by = Some(newer);
                 return Ok(Pruned {
                     fenced_by,
@@ -71,33 +81,35 @@ impl Pruner {
                 });
             }
         }
-        self.look(own_id, now)?;
+        self.look(generation, now)?;
         let kept = retain::kept(&self.records, &self.history.line(), now);
-        let in_use = own.map(Head::needs).unwrap_or_default();
-        let removable = retain::removable(&self.records, &kept, &in_use);
+        let none = BTreeSet::new();
+        let in_use = own.map_or(&none, |own| &own.needs);
+        let removable = retain::removable(&self.records, &kept, in_use);
         let mut done = Pruned {
             kept: kept.len(),
             needed: self.records.len() - kept.len() - removable.len(),
             ..Pruned::default()
         };
         let mut dirs = BTreeMap::new();
-        for id in removable.into_iter().chain(self.never_finished(own_id, now)) {
+        for id in removable.into_iter().chain(self.never_finished(generation, now)) {
             self.history.delete(id)?;
             done.removed += 1;
             done.freed += self.records.remove(&id).map_or(0, |record| record.size);
             self.problems.remove(&id);
             dirs.insert((id.generation, history::group(id.seq)), id);
         }
-        self.clear(dirs.into_values(), own_id)?;
+        self.clear(dirs.into_values(), own)?;
+        done.left = self.records.values().map(|record| record.size).sum();
         Ok(done)
     }
 
     /// Lists what may have changed, and reads the ends of what is new.
-    fn look(&mut self, own: Option<CommitId>, now: Timestamp) -> Result<(), ReadError> {
+    fn look(&mut self, own: Option<Ulid>, now: Timestamp) -> Result<(), ReadError> {
         let mut unknown = Vec::new();
         for generation in self.history.generations().into_keys() {
             // What this process commits it says; what it found others to have done stays true.
-            let known = self.settled.contains(&generation) || own.is_some_and(|own| own.generation == generation);
+            let known = self.settled.contains(&generation) || own == Some(generation);
             if known {
                 continue;
             }
@@ -126,13 +138,12 @@ impl Pruner {
     }
 
     /// Objects of dead writers. Damaged ones stay: somebody may want to look at them.
-    fn never_finished(&self, own: Option<CommitId>, now: Timestamp) -> Vec<CommitId> {
+    fn never_finished(&self, own: Option<Ulid>, now: Timestamp) -> Vec<CommitId> {
         let old = |generation: Ulid| {
             let begun = i64::try_from(generation.timestamp_ms())
                 .ok()
                 .and_then(|ms| Timestamp::from_millisecond(ms).ok());
-            begun.is_some_and(|begun| now.duration_since(begun) > TORN)
-                && own.is_none_or(|own| own.generation != generation)
+            begun.is_some_and(|begun| now.duration_since(begun) > TORN) && own != Some(generation)
         };
         let torn = self
             .problems
@@ -142,7 +153,8 @@ impl Pruner {
     }
 
     /// Removes the directories of removed commits where nothing is left in them.
-    fn clear(&mut self, removed: impl Iterator<Item = CommitId>, own: Option<CommitId>) -> Result<(), ReadError> {
+    fn clear(&mut self, removed: impl Iterator<Item = CommitId>, own: Option<&Own>) -> Result<(), ReadError> {
+        let newest = own.and_then(|own| own.needs.iter().rfind(|id| id.generation == own.generation));
         for id in removed {
             let first = CommitId { seq: 0, ..id };
             let all = self.records.keys().chain(self.problems.keys());
@@ -150,7 +162,7 @@ impl Pruner {
                 .filter(|left| left.generation == first.generation)
                 .copied()
                 .collect();
-            let own_group = own.is_some_and(|own| {
+            let own_group = newest.is_some_and(|own| {
                 own.generation == id.generation && history::group(own.seq) == history::group(id.seq)
             });
             if own_group
@@ -182,6 +194,13 @@ mod tests {
 
     fn later(hours: i64) -> Timestamp {
         Timestamp::now() + SignedDuration::from_hours(hours)
+    }
+
+    fn own(kit: &Kit) -> Own {
+        Own {
+            generation: kit.generation.id(),
+            needs: kit.head.needs(),
+        }
     }
 
     #[test]
@@ -219,7 +238,7 @@ mod tests {
             kit.write(&format!("{n}"), format!("content {n}"));
             kit.commit();
         }
-        let pruned = pruner.prune(Some(&kit.head), later(40 * 24)).unwrap();
+        let pruned = pruner.prune(Some(&own(&kit)), later(40 * 24)).unwrap();
         assert_eq!(pruned.removed, 0, "{pruned:?}");
         kit.write("more", b"1");
         kit.commit();
@@ -240,7 +259,7 @@ mod tests {
         new.write("file", b"of the new one");
         new.commit();
         let pruned = Pruner::new(old.history.clone())
-            .prune(Some(&old.head), later(5))
+            .prune(Some(&own(&old)), later(5))
             .unwrap();
         assert_eq!(
             pruned,
@@ -251,7 +270,7 @@ mod tests {
         );
         // The newer one does, and leaves both what they need.
         let pruned = Pruner::new(new.history.clone())
-            .prune(Some(&new.head), later(5))
+            .prune(Some(&own(&new)), later(5))
             .unwrap();
         assert!(pruned.removed > 10, "{pruned:?}");
         old.write("file", b"once more of the old one");

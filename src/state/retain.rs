@@ -13,6 +13,7 @@ use ulid::Ulid;
 use super::{
     lineage::Stretch,
     model::{CommitId, Meta, Reason},
+    segment::Segment,
 };
 
 const MINUTE: i64 = 60;
@@ -36,6 +37,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// Of a commit that was just made.
+    pub fn of(segment: &Segment) -> Record {
+        Record::new(segment.meta(), segment.needs.clone(), segment.size())
+    }
+
     pub fn new(meta: &Meta, needs: Vec<CommitId>, size: u64) -> Record {
         Record {
             time: meta.time,

@@ -198,6 +198,8 @@ impl<'a> Work<'a> {
         };
         match captured {
             Ok(captured) if there() => {
+                let path_shown = super::walk::show(path);
+                tracing::debug!(path = path_shown, pages = captured.read, "database captured");
                 self.update.databases.push((path.clone(), stat.inode(), captured.known));
                 let (len, page_size, extents) = (captured.len, captured.page_size, captured.extents);
                 Ok(Image::New(Kind::Sqlite {

@@ -4,8 +4,10 @@
 //! store block this thread and no other. While it is blocked or the store is away, only names of changed paths pile
 //! up, and too many of them become one full look.
 
+mod commit;
 mod handle;
 mod suspicion;
+mod upkeep;
 
 use std::{
     io,
@@ -18,26 +20,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
 use tokio::sync::oneshot;
 
+use commit::FIRST_AGAIN;
 use handle::{Answer, Command, Line};
 pub use handle::{EngineHandle, NotCommitted};
+use upkeep::Upkeep;
 
 use super::{
-    capture::{self, Captured, Memory},
+    capture::Memory,
     head::Head,
     history::{Generation, History},
     model::{CommitId, Meta, Reason},
     pace::{self, Input, Pace, Step},
-    segment::{SegmentError, SegmentWriter},
+    prune::Own,
     walk::Root,
     watch::{Changes, Depth, Watch},
 };
-use crate::{
-    event::{Event, Events, millis},
-    store::StoreError,
-};
+use crate::event::{Event, Events, millis};
 
 /// What the engine is told when it starts.
 pub struct Settings {
@@ -54,13 +54,8 @@ pub struct Settings {
 
 /// [`Settings::rescan`] where nothing else is asked for.
 pub const RESCAN: Duration = Duration::from_secs(300);
-/// Between full looks while some directories cannot be watched.
-const BLIND_RESCAN: Duration = Duration::from_secs(5);
 /// How often a root that does not exist is looked for: nothing can be watched where nothing is.
 const ROOT_POLL: Duration = Duration::from_secs(1);
-/// Until what could not be captured is looked at again; doubles as long as it goes on.
-const FIRST_AGAIN: Duration = Duration::from_secs(1);
-const LAST_AGAIN: Duration = Duration::from_secs(30);
 /// At most one [`Event::SnapshotPending`] in this time while changes pile up.
 const PENDING_EVERY: Duration = Duration::from_secs(1);
 
@@ -80,9 +75,14 @@ pub fn start(
     let watch = Watch::start(move || {
         let _ = waker.send(Command::Wake);
     });
-    let now = Instant::now();
+    let own = Own {
+        generation: generation.id(),
+        needs: head.needs(),
+    };
+    let upkeep = Upkeep::start(history.clone(), own, events.clone())?;
     let engine = Engine {
         settings,
+        upkeep,
         history,
         generation,
         next: None,
@@ -105,8 +105,9 @@ pub fn start(
         again: Changes::default(),
         again_at: None,
         again_wait: FIRST_AGAIN,
-        rescan_at: now,
+        rescan_at: Instant::now() + RESCAN,
         last_failure: "none was made".into(),
+        tidy_at: None,
     };
     std::thread::Builder::new()
         .name("state-engine".into())
@@ -116,6 +117,7 @@ pub fn start(
 
 struct Engine {
     settings: Settings,
+    upkeep: Upkeep,
     history: History,
     generation: Generation,
     /// An id that was given out and not used.
@@ -148,15 +150,8 @@ struct Engine {
     again_wait: Duration,
     rescan_at: Instant,
     last_failure: Arc<str>,
-}
-
-/// Why a commit failed. What it was to hold is captured again.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Segment(#[from] SegmentError),
+    /// When to see whether the store is to be tidied.
+    tidy_at: Option<Instant>,
 }
 
 impl Engine {
@@ -176,6 +171,7 @@ impl Engine {
                 self.commit_and_answer()?;
             }
         }
+        self.tidy(Instant::now());
         if let Some((_, reply)) = self.finishing.take_if(|(deadline, _)| *deadline <= now) {
             let _ = reply.send(Err(NotCommitted::TooLate(self.last_failure.clone())));
             return ControlFlow::Break(());
@@ -208,10 +204,17 @@ impl Engine {
             Step::Wait => None,
         };
         let poll = (!self.missing.is_empty()).then(|| now + ROOT_POLL);
-        [deadline, paced, poll, self.again_at, Some(self.rescan_at)]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            deadline,
+            paced,
+            poll,
+            self.again_at,
+            self.tidy_due(),
+            Some(self.rescan_at),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn obey(&mut self, command: Command) -> ControlFlow<()> {
@@ -243,6 +246,7 @@ impl Engine {
                 if let Some((generation, head)) = restored.map(|restored| *restored) {
                     (self.generation, self.next, self.head) = (generation, None, head);
                     (self.memory, self.first, self.last) = (Memory::default(), true, None);
+                    self.upkeep.own(self.own());
                 }
                 self.look_at_all("resumed");
             }
@@ -334,148 +338,6 @@ impl Engine {
             }
             None => ControlFlow::Continue(()),
         }
-    }
-
-    /// The newest commit. One that this process did not make is looked up.
-    fn newest(&mut self) -> Option<Meta> {
-        let id = self.head.id()?;
-        if self.last.is_none() {
-            self.last = self.history.info(id).ok().map(|(info, _)| info.meta);
-        }
-        self.last.clone()
-    }
-
-    fn recovered(&mut self) {
-        if let Some(since) = self.away.take() {
-            self.events.emit(Event::StoreRecovered {
-                away_ms: millis(since.elapsed()),
-            });
-        }
-    }
-
-    fn failed(&mut self, failure: &Failure) -> Arc<str> {
-        let now = Instant::now();
-        self.pace.apply(Input::Failed { jitter: rand::random() }, now);
-        let why: Arc<str> = failure.to_string().into();
-        self.last_failure = why.clone();
-        if matches!(failure, Failure::Store(_)) && self.away.is_none() {
-            self.away = Some(now);
-            self.events.emit(Event::StoreUnavailable { why: why.to_string() });
-        }
-        let retry_in_ms = millis(self.pace.retry_in(now));
-        self.events.emit(Event::SnapshotFailed {
-            why: why.to_string(),
-            retry_in_ms,
-        });
-        why
-    }
-
-    fn commit(&mut self, reason: Reason) -> Result<(), Failure> {
-        if self.away.is_some() {
-            // Reading everything again is for nothing as long as there is nowhere to put it.
-            self.history.store().check()?;
-        }
-        let mut changes = std::mem::take(&mut self.pending);
-        changes.merge(self.watch.take());
-        if matches!(reason, Reason::Manual | Reason::Final) {
-            changes.merge(std::mem::take(&mut self.again));
-        }
-        let done = self.commit_changes(reason, &mut changes);
-        if let Err(failure) = &done {
-            if matches!(failure, Failure::Segment(SegmentError::Tree(_))) {
-                // What is remembered does not fit what is there.
-                self.memory.distrust();
-                changes.lost("the changes did not make a tree");
-            }
-            self.pending.merge(changes);
-        }
-        done
-    }
-
-    fn commit_changes(&mut self, reason: Reason, changes: &mut Changes) -> Result<(), Failure> {
-        let (began, time) = (Instant::now(), Timestamp::now());
-        if changes.rescan.is_some() {
-            self.watch.forget_blindness();
-        }
-        let id = self.next.take().unwrap_or_else(|| self.generation.next_id());
-        let mut writer = SegmentWriter::new(&self.head, &self.settings.spool, id, self.history.key())?;
-        let roots = &self.settings.roots;
-        let captured = capture::capture(roots, &self.head, &self.memory, &self.watch, changes, &mut writer)?;
-        let Captured {
-            delta,
-            update,
-            again,
-            missing,
-        } = captured;
-        if delta.upsert.is_empty() && delta.remove.is_empty() {
-            self.next = Some(id);
-        } else {
-            let before = self.head.totals();
-            let suspicious = suspicion::suspicious(before, self.head.totals_after(&delta));
-            let meta = Meta {
-                id,
-                parent: None,
-                base: self.generation.base(),
-                time,
-                reason,
-                moltinit: env!("CARGO_PKG_VERSION").into(),
-                gateway: (self.settings.gateway)(),
-                files: 0,
-                bytes: 0,
-                suspicious,
-                warnings: self.memory.warnings(&update),
-            };
-            let segment = writer.finish(meta, delta)?;
-            self.history.commit(&segment)?;
-            let (meta, stored_bytes) = (segment.meta().clone(), segment.size());
-            self.head.advance(segment);
-            self.say_committed(&meta, stored_bytes, began);
-            self.last = Some(meta);
-        }
-        self.first = false;
-        self.memory.apply(update);
-        self.missing = missing;
-        self.look_later(again);
-        self.say_blind(began.elapsed());
-        Ok(())
-    }
-
-    fn say_committed(&self, meta: &Meta, stored_bytes: u64, began: Instant) {
-        self.events.emit(Event::SnapshotCommitted {
-            commit: meta.id,
-            parent: meta.parent,
-            files: meta.files,
-            state_bytes: meta.bytes,
-            stored_bytes,
-            operations: 1,
-            took_ms: millis(began.elapsed()),
-        });
-        if let Some(why) = meta.suspicious.clone() {
-            self.events.emit(Event::SnapshotSuspicious { commit: meta.id, why });
-        }
-    }
-
-    fn look_later(&mut self, again: Changes) {
-        self.again.merge(again);
-        if self.again.is_empty() {
-            self.again_wait = FIRST_AGAIN;
-        } else if self.again_at.is_none() {
-            self.again_at = Some(Instant::now() + self.again_wait);
-            self.again_wait = (2 * self.again_wait).min(LAST_AGAIN);
-        }
-    }
-
-    /// Scans more often while some directories are not watched, the less often the longer that takes.
-    fn say_blind(&mut self, took: Duration) {
-        let blind = self.watch.blind();
-        if let Some(why) = &blind {
-            let soon = Instant::now() + BLIND_RESCAN.max(20 * took);
-            self.rescan_at = self.rescan_at.min(soon);
-            if self.blind != blind {
-                tracing::warn!(why, "changes are found by scanning");
-            }
-        }
-        self.blind = blind;
     }
 }
 

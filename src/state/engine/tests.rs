@@ -2,10 +2,9 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::Write,
     os::unix::fs::{FileExt, PermissionsExt, symlink},
-    path::Path,
-    process::{Child, Command as Process, Stdio},
+    path::PathBuf,
 };
 
 use tokio::{runtime::Runtime, sync::mpsc::UnboundedReceiver};
@@ -15,7 +14,10 @@ use crate::{
     state::{
         model::{Entry, Kind},
         recover::Recovered,
-        tests::kit::{Kit, picture},
+        tests::{
+            kit::{Kit, picture},
+            python::{BANK, Python, check_bank},
+        },
     },
     store::faulty::{self, Fault},
 };
@@ -389,93 +391,13 @@ fn losing_most_of_the_state_is_committed_and_said() {
     assert!(why.contains("files are gone"));
 }
 
-/// A process of its own that runs Python, as locks of one process do not hold against itself. Ends when dropped.
-struct Python {
-    child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-}
-
-impl Python {
-    #[expect(clippy::disallowed_methods, reason = "a test's own helper")]
-    fn run(script: &str, database: &Path) -> Python {
-        let mut child = Process::new("python3")
-            .args(["-u", "-c", script])
-            .arg(database)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Python { child, lines }
-    }
-
-    fn line(&mut self) -> String {
-        self.lines.next().unwrap().unwrap()
-    }
-
-    fn tell(&mut self) {
-        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
-    }
-}
-
-impl Drop for Python {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Moves amounts between the rows of two tables, whose sum stays 1000, as fast as it can until told to stop.
-const BANK: &str = r#"
-import sqlite3, sys, threading, random
-db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)
-mode = "delete" if "delete" in sys.argv[1] else "wal"
-db.execute(f"PRAGMA journal_mode={mode}")
-db.execute("PRAGMA synchronous=OFF")
-db.execute("CREATE TABLE a(id INTEGER PRIMARY KEY, v, pad)")
-db.execute("CREATE TABLE b(id INTEGER PRIMARY KEY, v, pad)")
-db.execute("BEGIN")
-for n in range(100):
-    db.execute("INSERT INTO a VALUES(?, 10, ?)", (n, "x" * 2000))
-    db.execute("INSERT INTO b VALUES(?, 0, ?)", (n, "y" * 2000))
-db.execute("COMMIT")
-print("ready")
-stop = threading.Event()
-threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
-count = 0
-while not stop.is_set():
-    db.execute("BEGIN IMMEDIATE")
-    n, m, v = random.randrange(100), random.randrange(100), random.randrange(9)
-    db.execute("UPDATE a SET v = v - ? WHERE id = ?", (v, n))
-    db.execute("UPDATE b SET v = v + ? WHERE id = ?", (v, m))
-    db.execute("INSERT INTO b(v, pad) VALUES(0, ?)", ("z" * random.randrange(3000),))
-    db.execute("COMMIT")
-    count += 1
-    if count % 400 == 0: db.execute("DELETE FROM b WHERE id >= 100")
-print(count)
-print(db.execute("SELECT count(*), total(v) FROM b").fetchone())
-sys.stdin.readline()
-"#;
-
-fn check_bank(database: &Path) -> (u32, f64) {
-    let db = rusqlite::Connection::open(database).unwrap();
-    let check: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
-    assert_eq!(check, "ok");
-    let sum = "SELECT (SELECT total(v) FROM a) + (SELECT total(v) FROM b)";
-    assert_eq!(db.query_row(sum, [], |row| row.get::<_, f64>(0)).unwrap(), 1000.0);
-    db.query_row("SELECT count(*), total(v) FROM b", [], |row| {
-        Ok((row.get(0)?, row.get(1)?))
-    })
-    .unwrap()
-}
-
 #[test]
 fn databases_are_whole_in_every_commit_while_they_are_written_to() {
     for name in ["wal.sqlite", "delete.sqlite"] {
         let kit = Kit::new();
         fs::create_dir_all(kit.live()).unwrap();
         let database = kit.live().join(name);
-        let mut writer = Python::run(BANK, &database);
+        let mut writer = Python::run(BANK, &database, 0);
         assert_eq!(writer.line(), "ready");
         let mut live = Live::start(kit);
         for _ in 0..12 {
@@ -511,7 +433,7 @@ print("free"); sys.stdin.readline()
 #[test]
 fn a_locked_database_is_kept_as_it_was_said_and_taken_when_it_is_free() {
     let kit = Kit::new();
-    let mut holder = Python::run(LOCKED, &kit.live().join("db"));
+    let mut holder = Python::run(LOCKED, &kit.live().join("db"), 0);
     assert_eq!(holder.line(), "ready");
     let mut live = Live::start(kit);
     live.commit();
@@ -560,7 +482,7 @@ while True:
 #[test]
 fn one_change_in_a_large_database_stores_little() {
     let kit = Kit::new();
-    let mut writer = Python::run(LARGE, &kit.live().join("large"));
+    let mut writer = Python::run(LARGE, &kit.live().join("large"), 0);
     assert_eq!(writer.line(), "ready");
     let mut live = Live::start(kit);
     let stored = |live: &mut Live, id: CommitId| {
@@ -585,4 +507,30 @@ fn one_change_in_a_large_database_stores_little() {
         .query_row("SELECT length(v) FROM t WHERE id = 5000", [], |row| row.get(0))
         .unwrap();
     assert_eq!(len, 3000);
+}
+
+#[test]
+fn what_many_commits_scattered_is_gathered_when_it_is_quiet() {
+    let kit = Kit::new();
+    let mut live = Live::start(kit);
+    for n in 0..40 {
+        live.kit.write(&format!("{n}"), format!("content {n}"));
+        live.commit();
+    }
+    let scattered = live.kit.reopened().load(live.commit().id).unwrap().objects().len();
+    assert!(scattered >= 40, "{scattered}");
+    loop {
+        let commit = live.event(|event| match event {
+            Event::SnapshotCommitted { commit, .. } => Some(commit),
+            _ => None,
+        });
+        let history = live.kit.reopened();
+        if history.info(commit).unwrap().0.meta.reason == Reason::Compact {
+            assert!(history.load(commit).unwrap().objects().len() < 10);
+            break;
+        }
+    }
+    live.kit.write("more", "1");
+    live.commit();
+    live.settles();
 }

@@ -37,6 +37,8 @@ const BUFFER: usize = 1 << 20;
 const RESTARTS: u32 = 3;
 /// Likewise after this many slices without an end, beyond those it takes to read it once.
 const SLICES: u32 = 64;
+/// Times that a database may be locked between two slices.
+const BUSY: u32 = 10;
 
 /// What is known of a database as of its last image, to read only what changed since. Can be lost without harm.
 #[derive(Debug, Clone, Default)]
@@ -63,6 +65,8 @@ pub struct Captured {
     pub len: u64,
     pub extents: Vec<Extent>,
     pub known: Known,
+    /// Pages that were read for it, counted as often as they were.
+    pub read: u64,
 }
 
 /// Why there is no image.
@@ -124,6 +128,8 @@ struct Work<'a> {
     /// Pages that were read and not looked at yet, in ascending order.
     buffer: Vec<u8>,
     numbers: Vec<u32>,
+    /// Pages read up to now.
+    read: u64,
 }
 
 impl<'a> Work<'a> {
@@ -144,15 +150,23 @@ impl<'a> Work<'a> {
             rewrite: PageSet::default(),
             buffer: Vec::new(),
             numbers: Vec::new(),
+            read: 0,
         }
     }
 
     /// Reads slice by slice until all that was read is of one moment. `None` if the page size changes meanwhile.
     fn capture(mut self, reader: &Reader, writer: &mut SegmentWriter) -> Result<Option<Captured>, CaptureError> {
-        let (mut slices, mut restarts) = (0, 0);
+        let (mut slices, mut restarts, mut busy) = (0, 0, 0);
         loop {
             let before = reader.mark()?;
-            let view = reader.view()?;
+            let view = match reader.view() {
+                // It was free a moment ago, so it is not held for good.
+                Err(CaptureError::Busy(_)) if slices > 0 && busy < BUSY => {
+                    busy += 1;
+                    continue;
+                }
+                view => view?,
+            };
             if view.page_size != self.image.page_size() {
                 return Ok(None);
             }
@@ -220,6 +234,7 @@ impl<'a> Work<'a> {
             }
             view.read(page, &mut self.buffer)?;
             self.numbers.push(page);
+            self.read += 1;
             self.stale.remove(page);
         }
         Ok(Some(view.pages))
@@ -285,6 +300,7 @@ impl<'a> Work<'a> {
                 seen: self.seen,
                 pages: self.hashes,
             },
+            read: self.read,
         }
     }
 }

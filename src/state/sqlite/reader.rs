@@ -14,8 +14,10 @@ use rusqlite::{Connection, OpenFlags, Transaction, config::DbConfig};
 
 use super::{CaptureError, Seen, wal};
 
-/// How long a lock is waited for. A commit without a log takes a moment; anything longer is somebody's intention.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// How long a lock is waited for, looking again every millisecond: a commit without a log takes a moment. Anything
+/// longer is somebody's intention.
+const PATIENCE: i32 = 40;
+
 /// No single statement takes longer, unless the schema has been made to keep us busy.
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -44,7 +46,10 @@ impl Reader {
             | OpenFlags::SQLITE_OPEN_NOFOLLOW
             | OpenFlags::SQLITE_OPEN_PRIVATE_CACHE;
         let mut db = Connection::open_with_flags(path, flags)?;
-        db.busy_timeout(PATIENCE)?;
+        db.busy_handler(Some(|tries| {
+            std::thread::sleep(Duration::from_millis(1));
+            tries < PATIENCE
+        }))?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;

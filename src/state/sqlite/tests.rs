@@ -1,4 +1,19 @@
+//! Captures of databases that are in use, against what they hold.
+
+use std::{fs, path::PathBuf};
+
+use proptest::prelude::*;
+use rusqlite::Connection;
+
 use super::*;
+use crate::state::{
+    model::{Delta, Entry, Kind, Reason, Tree},
+    restore::{Progress, restore_into_empty_dir},
+    tests::{
+        kit::{Kit, meta},
+        python::{BANK, Python, check_bank},
+    },
+};
 
 #[test]
 fn a_page_set_is_a_set() {
@@ -16,4 +31,340 @@ fn a_page_set_is_a_set() {
     }
     assert_eq!(taken, [1, 5, 2, 64]);
     assert!(set.words.len() < 4);
+}
+
+/// A database, its snapshots, and what is remembered from one to the next.
+struct Snapped {
+    kit: Kit,
+    path: PathBuf,
+    known: Option<Known>,
+    restored: u32,
+}
+
+impl Snapped {
+    fn new(name: &str) -> Snapped {
+        let kit = Kit::new();
+        Snapped {
+            path: kit.live().join(name),
+            kit,
+            known: None,
+            restored: 0,
+        }
+    }
+
+    /// Captures and commits; returns how many pages were read.
+    fn capture(&mut self) -> u64 {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match self.try_capture() {
+                Err(CaptureError::Busy(_)) if Instant::now() < deadline => {}
+                read => return read.unwrap(),
+            }
+        }
+    }
+
+    fn try_capture(&mut self) -> Result<u64, CaptureError> {
+        let Kit {
+            history,
+            generation,
+            head,
+            ..
+        } = &mut self.kit;
+        let id = generation.next_id();
+        let spool = self.path.parent().unwrap().join("../spool");
+        let mut writer = SegmentWriter::new(head, &spool, id, None).unwrap();
+        let old = head.tree().get(&b"state/db"[..]).map(|entry| match &entry.kind {
+            Kind::Sqlite { page_size, extents, .. } => (*page_size, extents.as_slice()),
+            other => panic!("{other:?}"),
+        });
+        let captured = capture(&self.path, old, self.known.as_ref(), &mut writer)?;
+        let entry = |kind| Entry {
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime_ns: 0,
+            kind,
+        };
+        let Captured {
+            page_size,
+            len,
+            extents,
+            known,
+            read,
+        } = captured;
+        let upsert = vec![
+            (b"state".to_vec(), entry(Kind::Dir)),
+            (
+                b"state/db".to_vec(),
+                entry(Kind::Sqlite {
+                    len,
+                    page_size,
+                    extents,
+                }),
+            ),
+        ];
+        let segment = writer
+            .finish(
+                meta(id, None, Reason::Change),
+                Delta {
+                    upsert,
+                    remove: Vec::new(),
+                },
+            )
+            .unwrap();
+        history.commit(&segment).unwrap();
+        head.advance(segment);
+        self.known = Some(known);
+        Ok(read)
+    }
+
+    fn restore(&mut self) -> PathBuf {
+        self.restored += 1;
+        let dir = self.kit.path(&format!("back-{}", self.restored));
+        fs::create_dir(&dir).unwrap();
+        restore_into_empty_dir(&self.kit.history, &self.kit.head, &dir, &Progress::default()).unwrap();
+        dir.join("state/db")
+    }
+
+    fn tree(&self) -> &Tree {
+        self.kit.head.tree()
+    }
+}
+
+fn dump(db: &Connection) -> Vec<(i64, Vec<u8>)> {
+    let mut rows = db.prepare("SELECT id, v FROM t ORDER BY id").unwrap();
+    rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect()
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Write {
+        id: i64,
+        len: usize,
+    },
+    /// So many rows in one transaction.
+    Many {
+        from: i64,
+        count: i64,
+    },
+    Delete {
+        from: i64,
+        count: i64,
+    },
+    /// Writes more than the page cache holds, so that pages get into the log early, and takes it back.
+    Rollback,
+    Checkpoint(&'static str),
+    LogLimit(u32),
+    /// Closes the last connection, which removes the log.
+    Reopen,
+    Mode(&'static str),
+    Vacuum,
+    /// The memory of the capturing process is lost.
+    Forget,
+    Capture,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let mode = prop::sample::select(vec!["PASSIVE", "FULL", "RESTART", "TRUNCATE"]);
+    prop_oneof![
+        8 => (0..200i64, 0..9000usize).prop_map(|(id, len)| Act::Write { id, len }),
+        3 => (0..200i64, 1..60i64).prop_map(|(from, count)| Act::Many { from, count }),
+        2 => (0..200i64, 1..60i64).prop_map(|(from, count)| Act::Delete { from, count }),
+        1 => Just(Act::Rollback),
+        4 => mode.prop_map(Act::Checkpoint),
+        1 => prop::sample::select(vec![0, 20_000, 200_000]).prop_map(Act::LogLimit),
+        1 => Just(Act::Reopen),
+        1 => prop::sample::select(vec!["wal", "delete", "persist"]).prop_map(Act::Mode),
+        1 => Just(Act::Vacuum),
+        1 => Just(Act::Forget),
+        8 => Just(Act::Capture),
+    ]
+}
+
+fn open(snapped: &Snapped) -> Connection {
+    let db = Connection::open(&snapped.path).unwrap();
+    db.execute_batch("PRAGMA synchronous = OFF; PRAGMA cache_size = 20")
+        .unwrap();
+    db
+}
+
+fn run(db: &mut Connection, snapped: &mut Snapped, act: &Act) {
+    let write = "INSERT OR REPLACE INTO t VALUES(?, randomblob(?))";
+    match *act {
+        Act::Write { id, len } => {
+            db.execute(write, (id, len as i64)).unwrap();
+        }
+        Act::Many { from, count } => {
+            let tx = db.transaction().unwrap();
+            for id in from..from + count {
+                tx.execute(write, (id, 1000 + id * 7)).unwrap();
+            }
+            tx.commit().unwrap();
+        }
+        Act::Delete { from, count } => {
+            db.execute("DELETE FROM t WHERE id BETWEEN ? AND ?", (from, from + count))
+                .unwrap();
+        }
+        Act::Rollback => {
+            let tx = db.transaction().unwrap();
+            for id in 0..60 {
+                tx.execute(write, (id, 4000)).unwrap();
+            }
+            tx.rollback().unwrap();
+        }
+        Act::Checkpoint(mode) => {
+            db.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
+                .unwrap();
+        }
+        Act::LogLimit(limit) => db.pragma_update(None, "journal_size_limit", limit).unwrap(),
+        Act::Reopen => {
+            *db = Connection::open_in_memory().unwrap();
+            *db = open(snapped);
+        }
+        Act::Mode(mode) => db.pragma_update(None, "journal_mode", mode).unwrap(),
+        Act::Vacuum => db.execute_batch("VACUUM").unwrap(),
+        Act::Forget => snapped.known = None,
+        Act::Capture => {
+            snapped.capture();
+            let back = Connection::open(snapped.restore()).unwrap();
+            let check: String = back.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+            assert_eq!(check, "ok");
+            assert!(dump(&back) == dump(db), "the image is not what the database holds");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn an_image_is_what_the_database_holds(
+        page_size in prop::sample::select(vec![512u32, 4096, 65536]),
+        acts in prop::collection::vec(act(), 1..40),
+    ) {
+        let mut snapped = Snapped::new("db");
+        let mut db = open(&snapped);
+        db.pragma_update(None, "page_size", page_size).unwrap();
+        db.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v)").unwrap();
+        for act in acts {
+            run(&mut db, &mut snapped, &act);
+        }
+        run(&mut db, &mut snapped, &Act::Capture);
+    }
+}
+
+#[test]
+fn only_what_changed_is_read_also_when_the_log_begins_anew() {
+    let mut snapped = Snapped::new("db");
+    let db = open(&snapped);
+    db.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+        .unwrap();
+    db.execute_batch("PRAGMA wal_autocheckpoint = 100").unwrap();
+    let rows = "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 2000)
+                INSERT INTO t SELECT i, randomblob(3500) FROM n";
+    db.execute_batch(rows).unwrap();
+    assert!(snapped.capture() > 2000);
+    let mut most = 0;
+    for n in 1..150 {
+        // Several pages a commit: the log begins anew every dozen commits.
+        for k in 0..5 {
+            db.execute("UPDATE t SET v = randomblob(3500) WHERE id = ?", [n * 7 + k * 97])
+                .unwrap();
+        }
+        most = most.max(snapped.capture());
+    }
+    assert!(most < 250, "{most} pages were read for a change of about ten");
+    assert!(dump(&Connection::open(snapped.restore()).unwrap()) == dump(&db));
+}
+
+#[test]
+fn a_restored_database_is_not_stored_again_only_because_its_pages_are_not_known() {
+    let mut snapped = Snapped::new("db");
+    let db = open(&snapped);
+    db.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+        .unwrap();
+    db.execute_batch("INSERT INTO t VALUES(1, randomblob(3000000))")
+        .unwrap();
+    snapped.capture();
+    let before = snapped.tree().clone();
+    snapped.known = None;
+    snapped.capture();
+    assert_eq!(*snapped.tree(), before);
+}
+
+#[test]
+fn a_database_in_pieces_is_put_together_again() {
+    let mut snapped = Snapped::new("db");
+    let db = open(&snapped);
+    db.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+        .unwrap();
+    for id in 0..400 {
+        db.execute("INSERT INTO t VALUES(?, randomblob(3500))", [id]).unwrap();
+    }
+    snapped.capture();
+    for n in 0..400 {
+        db.execute("UPDATE t SET v = randomblob(3500) WHERE id = ?", [n * 37 % 400])
+            .unwrap();
+        snapped.capture();
+    }
+    let Kind::Sqlite {
+        extents,
+        len,
+        page_size,
+    } = &snapped.tree()[&b"state/db"[..]].kind
+    else {
+        panic!()
+    };
+    let pages = len / u64::from(*page_size);
+    assert!(
+        (extents.len() as u64) < pages * 3 / 4,
+        "{} pieces of {pages} pages",
+        extents.len()
+    );
+    assert!(dump(&Connection::open(snapped.restore()).unwrap()) == dump(&db));
+}
+
+/// The writer of a database with a log fails if it is ever kept waiting for long; one without has to wait for a reader.
+#[test]
+fn a_large_database_is_whole_although_it_is_written_to_while_it_is_read() {
+    for name in ["wal", "delete"] {
+        let mut snapped = Snapped::new(name);
+        let mut writer = Python::run(BANK, &snapped.path, 8_000_000);
+        assert_eq!(writer.line(), "ready");
+        for _ in 0..5 {
+            snapped.capture();
+            check_bank(&snapped.restore());
+        }
+        writer.tell();
+        assert!(writer.line().parse::<u32>().unwrap() > 0);
+        let last = writer.line();
+        snapped.capture();
+        let (count, total) = check_bank(&snapped.restore());
+        assert_eq!(last, format!("({count}, {total:?})"));
+    }
+}
+
+#[test]
+fn what_is_no_database_is_told_from_what_is_locked() {
+    let snapped = Snapped::new("db");
+    fs::write(&snapped.path, [&MAGIC[..], &[9; 2000]].concat()).unwrap();
+    let mut writer = SegmentWriter::new(
+        &snapped.kit.head,
+        &snapped.kit.path("spool"),
+        crate::state::model::CommitId {
+            generation: snapped.kit.generation.id(),
+            seq: 1,
+        },
+        None,
+    )
+    .unwrap();
+    let failed = capture(&snapped.path, None, None, &mut writer).unwrap_err();
+    assert!(matches!(failed, CaptureError::Damaged(_)), "{failed}");
+    fs::remove_file(&snapped.path).unwrap();
+    let db = open(&snapped);
+    db.execute_batch("CREATE TABLE t(v); BEGIN EXCLUSIVE").unwrap();
+    let failed = capture(&snapped.path, None, None, &mut writer).unwrap_err();
+    assert!(matches!(failed, CaptureError::Busy(_)), "{failed}");
 }

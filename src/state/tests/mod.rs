@@ -2,6 +2,7 @@
 
 pub mod kit;
 mod model;
+pub mod python;
 mod reader;
 
 use std::{

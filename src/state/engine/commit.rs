@@ -1,0 +1,257 @@
+//! Making one commit.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+
+use super::{Engine, suspicion};
+use crate::{
+    event::{Event, millis},
+    state::{
+        capture::{self, Captured},
+        compact::{self, CompactError, compact},
+        model::{CommitId, Meta, Reason},
+        pace::{Input, Step},
+        prune::Own,
+        retain::Record,
+        segment::{Segment, SegmentError, SegmentWriter, reader::ReadError},
+        watch::Changes,
+    },
+    store::StoreError,
+};
+
+/// Until what could not be captured is looked at again; doubles as long as it goes on.
+pub(super) const FIRST_AGAIN: Duration = Duration::from_secs(1);
+const LAST_AGAIN: Duration = Duration::from_secs(30);
+/// Between full looks while some directories cannot be watched.
+const BLIND_RESCAN: Duration = Duration::from_secs(5);
+/// The store is tidied after this long without a commit, and tried again this long after a failure.
+const IDLE: Duration = Duration::from_secs(5);
+const TIDY_RETRY: Duration = Duration::from_secs(300);
+/// Without waiting for that, when this many objects are to be gathered.
+const MOST_OBJECTS: usize = 256;
+
+/// Why a commit failed. What it was to hold is captured again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+}
+
+impl Engine {
+    /// The newest commit. One that this process did not make is looked up.
+    pub(super) fn newest(&mut self) -> Option<Meta> {
+        let id = self.head.id()?;
+        if self.last.is_none() {
+            self.last = self.history.info(id).ok().map(|(info, _)| info.meta);
+        }
+        self.last.clone()
+    }
+
+    pub(super) fn recovered(&mut self) {
+        if let Some(since) = self.away.take() {
+            self.events.emit(Event::StoreRecovered {
+                away_ms: millis(since.elapsed()),
+            });
+        }
+    }
+
+    pub(super) fn failed(&mut self, failure: &Failure) -> Arc<str> {
+        let now = Instant::now();
+        self.pace.apply(Input::Failed { jitter: rand::random() }, now);
+        let why: Arc<str> = failure.to_string().into();
+        self.last_failure = why.clone();
+        if matches!(failure, Failure::Store(_)) && self.away.is_none() {
+            self.away = Some(now);
+            self.events.emit(Event::StoreUnavailable { why: why.to_string() });
+        }
+        let retry_in_ms = millis(self.pace.retry_in(now));
+        self.events.emit(Event::SnapshotFailed {
+            why: why.to_string(),
+            retry_in_ms,
+        });
+        why
+    }
+
+    pub(super) fn commit(&mut self, reason: Reason) -> Result<(), Failure> {
+        if self.away.is_some() {
+            // Reading everything again is for nothing as long as there is nowhere to put it.
+            self.history.store().check()?;
+        }
+        let mut changes = std::mem::take(&mut self.pending);
+        changes.merge(self.watch.take());
+        if matches!(reason, Reason::Manual | Reason::Final) {
+            changes.merge(std::mem::take(&mut self.again));
+        }
+        let done = self.commit_changes(reason, &mut changes);
+        if let Err(failure) = &done {
+            if matches!(failure, Failure::Segment(SegmentError::Tree(_))) {
+                // What is remembered does not fit what is there.
+                self.memory.distrust();
+                changes.lost("the changes did not make a tree");
+            }
+            self.pending.merge(changes);
+        }
+        done
+    }
+
+    fn commit_changes(&mut self, reason: Reason, changes: &mut Changes) -> Result<(), Failure> {
+        let (began, time) = (Instant::now(), Timestamp::now());
+        if changes.rescan.is_some() {
+            self.watch.forget_blindness();
+        }
+        let id = self.next.take().unwrap_or_else(|| self.generation.next_id());
+        let mut writer = SegmentWriter::new(&self.head, &self.settings.spool, id, self.history.key())?;
+        let roots = &self.settings.roots;
+        let captured = capture::capture(roots, &self.head, &self.memory, &self.watch, changes, &mut writer)?;
+        let Captured {
+            delta,
+            update,
+            again,
+            missing,
+        } = captured;
+        if delta.upsert.is_empty() && delta.remove.is_empty() {
+            self.next = Some(id);
+        } else {
+            let before = self.head.totals();
+            let suspicious = suspicion::suspicious(before, self.head.totals_after(&delta));
+            let warnings = self.memory.warnings(&update);
+            let meta = Meta {
+                id,
+                suspicious,
+                warnings,
+                ..self.meta(reason, time)
+            };
+            let segment = writer.finish(meta, delta)?;
+            self.put(segment, began)?;
+        }
+        self.first = false;
+        self.memory.apply(update);
+        self.missing = missing;
+        self.look_later(again);
+        self.say_blind(began.elapsed());
+        Ok(())
+    }
+
+    /// What is said about a commit that is about to be made; its id and what follows from its content is filled in
+    /// by others.
+    fn meta(&self, reason: Reason, time: Timestamp) -> Meta {
+        Meta {
+            id: CommitId {
+                generation: self.generation.id(),
+                seq: 0,
+            },
+            parent: None,
+            base: self.generation.base(),
+            time,
+            reason,
+            moltinit: env!("CARGO_PKG_VERSION").into(),
+            gateway: (self.settings.gateway)(),
+            files: 0,
+            bytes: 0,
+            suspicious: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    pub(super) fn own(&self) -> Own {
+        Own {
+            generation: self.generation.id(),
+            needs: self.head.needs(),
+        }
+    }
+
+    /// Puts a segment into the store and goes on from it.
+    fn put(&mut self, segment: Segment, began: Instant) -> Result<(), StoreError> {
+        self.history.commit(&segment)?;
+        let (meta, stored_bytes, record) = (segment.meta().clone(), segment.size(), Record::of(&segment));
+        self.head.advance(segment);
+        self.upkeep.committed(meta.id, record, self.own());
+        self.say_committed(&meta, stored_bytes, began);
+        self.last = Some(meta);
+        self.tidy_at = Some(Instant::now() + IDLE);
+        Ok(())
+    }
+
+    /// When to see whether the store is to be tidied.
+    pub(super) fn tidy_due(&self) -> Option<Instant> {
+        let may = !self.paused && self.finishing.is_none() && self.away.is_none();
+        self.tidy_at.filter(|_| may)
+    }
+
+    /// Gathers what is scattered over many objects, when nobody is waiting for a commit.
+    pub(super) fn tidy(&mut self, now: Instant) {
+        let Some(at) = self.tidy_due() else { return };
+        let due = compact::due(self.head.objects()).len();
+        if due < MOST_OBJECTS {
+            if at > now {
+                return;
+            }
+            if self.pace.step(&self.settings.pace, now) != Step::Wait {
+                self.tidy_at = Some(now + IDLE);
+                return;
+            }
+        }
+        self.tidy_at = None;
+        if due == 0 {
+            return;
+        }
+        if let Err(error) = self.compact() {
+            tracing::warn!(%error, "the store could not be tidied; tried again later");
+            self.tidy_at = Some(Instant::now() + TIDY_RETRY);
+        }
+    }
+
+    fn compact(&mut self) -> Result<(), CompactError> {
+        let began = Instant::now();
+        let id = self.next.take().unwrap_or_else(|| self.generation.next_id());
+        let meta = self.meta(Reason::Compact, Timestamp::now());
+        if let Some(segment) = compact(&self.history, &self.head, &self.settings.spool, id, meta)? {
+            self.put(segment, began).map_err(ReadError::Store)?;
+        }
+        Ok(())
+    }
+
+    fn say_committed(&self, meta: &Meta, stored_bytes: u64, began: Instant) {
+        self.events.emit(Event::SnapshotCommitted {
+            commit: meta.id,
+            parent: meta.parent,
+            files: meta.files,
+            state_bytes: meta.bytes,
+            stored_bytes,
+            operations: 1,
+            took_ms: millis(began.elapsed()),
+        });
+        if let Some(why) = meta.suspicious.clone() {
+            self.events.emit(Event::SnapshotSuspicious { commit: meta.id, why });
+        }
+    }
+
+    fn look_later(&mut self, again: Changes) {
+        self.again.merge(again);
+        if self.again.is_empty() {
+            self.again_wait = FIRST_AGAIN;
+        } else if self.again_at.is_none() {
+            self.again_at = Some(Instant::now() + self.again_wait);
+            self.again_wait = (2 * self.again_wait).min(LAST_AGAIN);
+        }
+    }
+
+    /// Scans more often while some directories are not watched, the less often the longer that takes.
+    fn say_blind(&mut self, took: Duration) {
+        let blind = self.watch.blind();
+        if let Some(why) = &blind {
+            let soon = Instant::now() + BLIND_RESCAN.max(20 * took);
+            self.rescan_at = self.rescan_at.min(soon);
+            if self.blind != blind {
+                tracing::warn!(why, "changes are found by scanning");
+            }
+        }
+        self.blind = blind;
+    }
+}
