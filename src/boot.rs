@@ -132,6 +132,7 @@ async fn supervise(checked: Checked, role: Role, spawner: Spawner) -> Result<i32
     .start();
     let keeper = Keeper::start(&config, Arc::clone(&gateway), services.clone(), events.clone());
     let commands = Commands {
+        env: config.env.clone(),
         services: services.clone(),
         keeper: keeper.clone(),
         gateway,

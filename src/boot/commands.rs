@@ -9,6 +9,7 @@ use futures_util::{
 
 use super::keeper::Keeper;
 use crate::{
+    config::env::Env,
     gateway::{Gateway, rpc::RpcError},
     report::control::{Action, Answer, Control, Devices, LogLine, Refusal, Stream},
     state::model::{CommitId, Meta},
@@ -16,9 +17,14 @@ use crate::{
 };
 
 /// For an answer of the gateway, which takes milliseconds when it is well.
-const GATEWAY: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The service that is the agent.
+const GATEWAY: &str = "gateway";
 
 pub struct Commands {
+    /// What PID 1 was given.
+    pub env: Env,
     pub services: Handle,
     pub keeper: Keeper,
     pub gateway: Arc<Gateway>,
@@ -51,6 +57,16 @@ impl Control for Commands {
 
     fn attach(&self, name: &str, env: BTreeMap<String, String>) -> Result<Answer<i32>, Refusal> {
         self.known(name)?;
+        if name == GATEWAY {
+            // Over what PID 1 was given: the platform's way of handing secrets to an agent is to give them to its start script.
+            let whole = self
+                .env
+                .clone()
+                .overlaid(&env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect());
+            self.gateway
+                .use_environment(whole)
+                .map_err(|problems| Refusal::Conflict(problems.to_string()))?;
+        }
         let (services, name) = (self.services.clone(), name.to_owned());
         let env = env.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
         Ok(async move { services.attach(&name, env).await.map_err(refusal) }.boxed())
@@ -85,7 +101,7 @@ impl Control for Commands {
     fn devices(&self) -> Answer<Devices> {
         let rpc = self.gateway.rpc();
         async move {
-            let found = rpc.devices(GATEWAY).await.map_err(unreachable)?;
+            let found = rpc.devices(PATIENCE).await.map_err(unreachable)?;
             Ok(Devices {
                 pending: values(&found.pending),
                 paired: values(&found.paired),
@@ -96,7 +112,7 @@ impl Control for Commands {
 
     fn approve(&self, request: &str) -> Answer<()> {
         let (rpc, request) = (self.gateway.rpc(), request.to_owned());
-        async move { rpc.approve(&request, GATEWAY).await.map_err(unreachable) }.boxed()
+        async move { rpc.approve(&request, PATIENCE).await.map_err(unreachable) }.boxed()
     }
 }
 

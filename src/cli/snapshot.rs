@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use clap::Subcommand;
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::{
@@ -14,6 +15,9 @@ use super::{
 use crate::state::{
     diff::{Change, diff},
     model::{Entry, Kind, Meta},
+    prune::Pruner,
+    restore::Progress,
+    verify::verify,
 };
 
 /// The history of the agent's state
@@ -40,6 +44,25 @@ pub enum Snapshot {
         #[arg(long)]
         json: bool,
     },
+    /// Read everything, and say what could not be restored
+    Verify {
+        #[command(flatten)]
+        which: Which,
+        /// Every snapshot there is, branches too
+        #[arg(long, conflicts_with_all = ["id", "at"])]
+        all: bool,
+        #[command(flatten)]
+        place: Where,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what retention does not keep; a running supervisor does it by itself
+    Prune {
+        #[command(flatten)]
+        place: Where,
+        #[arg(long)]
+        json: bool,
+    },
     /// What changed from one snapshot to another
     Diff {
         /// The older one's id
@@ -60,6 +83,13 @@ impl Snapshot {
             Snapshot::Now { json } => now(json, file),
             Snapshot::List { place, json } => list(place, json, file),
             Snapshot::Show { which, place, json } => files(&which, place, json, file),
+            Snapshot::Verify {
+                which,
+                all,
+                place,
+                json,
+            } => check(&which, all, place, json, file),
+            Snapshot::Prune { place, json } => prune(place, json, file),
             Snapshot::Diff { old, new, place, json } => changes(&old, &new, place, json, file),
         }
     }
@@ -135,6 +165,51 @@ fn files(which: &Which, place: Where, json: bool, file: Option<&Path>) -> Result
     for warning in &info.meta.warnings {
         tell(warning);
     }
+    Ok(())
+}
+
+fn check(which: &Which, all: bool, place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
+    let history = place.open(file)?;
+    let (ids, mut flaws) = if all {
+        let (commits, problems) = history.list()?;
+        let ids = commits.into_iter().map(|commit| commit.meta.id).collect();
+        (
+            ids,
+            problems
+                .into_iter()
+                .map(|problem| format!("{}: {}", problem.object, problem.why))
+                .collect(),
+        )
+    } else {
+        (vec![which.find(&history)?], Vec::new())
+    };
+    let found = verify(&history, &ids, &Progress::default())?;
+    flaws.extend(found.into_iter().map(|flaw| format!("{}: {}", flaw.id, flaw.why)));
+    if json {
+        show::json(&json!({ "checked": ids, "flaws": flaws }))?;
+    } else {
+        flaws.iter().for_each(|flaw| println!("{flaw}"));
+        println!("{} snapshot(s) checked, {} flaw(s)", ids.len(), flaws.len());
+    }
+    if flaws.is_empty() {
+        Ok(())
+    } else {
+        Err(anyhow::anyhow!("not everything could be restored").into())
+    }
+}
+
+fn prune(place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
+    let history = place.open(file)?;
+    let pruned = Pruner::new(history).prune(None, Timestamp::now())?;
+    if json {
+        return Ok(show::json(&pruned)?);
+    }
+    println!(
+        "{} snapshots kept, {} objects removed, {} freed",
+        pruned.kept,
+        pruned.removed,
+        show::bytes(pruned.freed)
+    );
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 )]
 
 mod browser;
+mod commands;
 mod exec;
 mod life;
 mod mistakes;

@@ -9,13 +9,19 @@ use nix::{
 
 use super::{PATIENCE, eventually};
 
-/// Pids of the children of `pid`, as this side's namespace has them.
+/// Pids of the children of `pid`, as this side's namespace has them. The kernel lists them by the thread they are of.
 pub fn children(pid: i32) -> Vec<i32> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    children
-        .split_whitespace()
-        .filter_map(|child| child.parse().ok())
-        .collect()
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let children = |list: String| {
+        list.split_whitespace()
+            .filter_map(|child| child.parse().ok())
+            .collect::<Vec<_>>()
+    };
+    lists.flat_map(children).collect()
 }
 
 /// `pid` and everything below it.

@@ -1,0 +1,147 @@
+//! The commands, against a running supervisor and without one.
+
+use std::{
+    fs,
+    process::{Command, Output},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use crate::support::{
+    MOLTINIT, PATIENCE,
+    container::{Disk, stand_in},
+    eventually,
+};
+
+/// `moltinit ARGS…` with the run directory and the store of that disk.
+fn command(disk: &Disk, args: &[&str]) -> Command {
+    let mut command = Command::new(MOLTINIT);
+    command
+        .args(args)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .env("HOME", disk.path("home"))
+        .env("MOLTINIT_STORE", disk.path("store"))
+        .env("MOLTINIT_RUN_DIR", disk.path("run"));
+    command
+}
+
+fn run(disk: &Disk, args: &[&str]) -> Output {
+    let output = command(disk, args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    output
+}
+
+fn text(disk: &Disk, args: &[&str]) -> String {
+    String::from_utf8(run(disk, args).stdout).unwrap()
+}
+
+fn json(disk: &Disk, args: &[&str]) -> Value {
+    serde_json::from_slice(&run(disk, &[args, &["--json"]].concat()).stdout).unwrap()
+}
+
+#[test]
+fn services_are_shown_and_told() {
+    let disk = Disk::new();
+    let container = stand_in(&disk, &disk.path("store"));
+    container.wait_for("/readyz", PATIENCE);
+    assert_eq!(json(&disk, &["status"])["ready"], true);
+    assert!(text(&disk, &["status"]).contains("gateway"));
+    let pid = || json(&disk, &["status"])["services"]["gateway"]["pid"].clone();
+    let before = pid();
+    run(&disk, &["restart", "gateway", "--wait"]);
+    assert_ne!(pid(), before);
+    run(&disk, &["stop", "gateway", "--wait"]);
+    assert_eq!(json(&disk, &["status"])["services"]["gateway"]["state"], "stopped");
+    run(&disk, &["start", "gateway", "--wait"]);
+    run(&disk, &["logs", "gateway", "-n", "5"]);
+    let unknown = command(&disk, &["restart", "gatevay"]).output().unwrap();
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&unknown.stderr).contains("gateway"),
+        "the nearest name is offered"
+    );
+}
+
+#[test]
+fn an_attached_script_lives_as_long_as_its_service() {
+    let disk = Disk::new();
+    let container = stand_in(&disk, &disk.path("store"));
+    container.wait_for("/readyz", PATIENCE);
+    let mut script = command(&disk, &["attach", "gateway"])
+        .env("BROUGHT", "along")
+        .spawn()
+        .unwrap();
+    eventually("the environment that was brought", PATIENCE, || {
+        // It is for the next start; the script may not have handed it over yet.
+        run(&disk, &["restart", "gateway", "--wait"]);
+        let brought = |pid: &i32| {
+            let env = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            env.split(|byte| *byte == 0)
+                .any(|variable| variable == b"BROUGHT=along")
+        };
+        crate::support::process::tree(container.init.as_raw())
+            .into_iter()
+            .find(brought)
+    });
+    assert!(script.try_wait().unwrap().is_none(), "a restart is not its end");
+    kill(Pid::from_raw(script.id() as i32), Signal::SIGTERM).unwrap();
+    let status = eventually("the end of the script", PATIENCE, || script.try_wait().unwrap());
+    assert!(status.code().is_some());
+    assert_eq!(json(&disk, &["status"])["services"]["gateway"]["state"], "stopped");
+}
+
+#[test]
+fn the_history_is_listed_shown_compared_verified_and_restored() {
+    let disk = Disk::new();
+    let container = stand_in(&disk, &disk.path("store"));
+    container.wait_for("/readyz", PATIENCE);
+    let note = disk.state().join("note");
+    fs::write(&note, "one").unwrap();
+    let one = json(&disk, &["snapshot", "now"])["id"].as_str().unwrap().to_owned();
+    fs::write(&note, "two").unwrap();
+    fs::write(disk.state().join("more"), "").unwrap();
+    let two = json(&disk, &["snapshot", "now"])["id"].as_str().unwrap().to_owned();
+
+    let listed = json(&disk, &["snapshot", "list"]);
+    let ids: Vec<&str> = listed["snapshots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|meta| meta["id"].as_str())
+        .collect();
+    assert!(ids.contains(&one.as_str()) && ids.contains(&two.as_str()));
+    assert!(text(&disk, &["snapshot", "list"]).contains(&two));
+    assert!(text(&disk, &["snapshot", "show", &one]).contains("state/note"));
+    let changes = text(&disk, &["snapshot", "diff", &one, &two]);
+    assert!(
+        changes.contains("M  state/note") && changes.contains("+  state/more"),
+        "{changes}"
+    );
+    assert!(text(&disk, &["snapshot", "verify", "--all"]).contains(" 0 flaw"));
+    run(&disk, &["snapshot", "prune"]);
+
+    let to = disk.path("restored");
+    run(&disk, &["restore", &one, "--to", to.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(to.join("state/note")).unwrap(), "one");
+    let again = command(&disk, &["restore", "--to", to.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("not empty"));
+
+    run(&disk, &["restore", &one, "--live"]);
+    assert_eq!(fs::read_to_string(&note).unwrap(), "one");
+    fs::write(&note, "three").unwrap();
+    let three = json(&disk, &["snapshot", "now"]);
+    assert_ne!(
+        three["id"].as_str().unwrap().split('-').next(),
+        two.split('-').next(),
+        "a branch of its own"
+    );
+    assert_eq!(json(&disk, &["status"])["ready"], true);
+}
