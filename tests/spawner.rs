@@ -108,6 +108,39 @@ async fn a_command_that_hangs_is_killed_with_its_session() {
 }
 
 #[tokio::test]
+async fn a_command_that_nobody_waits_for_any_more_is_killed() {
+    let (write, mut read) = tokio::net::unix::pipe::pipe().unwrap();
+    let mut spawn = shell("echo started >&7; sleep 1000");
+    spawn.extra_fds = vec![(write.into_blocking_fd().unwrap(), 7)];
+    let spawner = spawner();
+    let run = tokio::spawn(async move { spawner.run(spawn, PATIENCE).await });
+    let mut line = [0; 8];
+    tokio::io::AsyncReadExt::read_exact(&mut read, &mut line).await.unwrap();
+    run.abort();
+    let end = tokio::io::AsyncReadExt::read(&mut read, &mut line);
+    assert_eq!(
+        tokio::time::timeout(PATIENCE, end).await.unwrap().unwrap(),
+        0,
+        "whoever held the pipe is gone"
+    );
+}
+
+/// What this process does about itself is not what its children get.
+#[tokio::test]
+async fn a_child_is_as_likely_to_be_killed_for_memory_as_we_were() {
+    let spawner = spawner();
+    let before = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    std::fs::write("/proc/self/oom_score_adj", "345").unwrap();
+    let output = spawner
+        .run(shell("cat /proc/self/oom_score_adj"), PATIENCE)
+        .await
+        .unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), before);
+    // Only the privileged may go back.
+    let _ = std::fs::write("/proc/self/oom_score_adj", before);
+}
+
+#[tokio::test]
 async fn what_it_writes_is_bounded() {
     let output = spawner().run(shell("yes | head -c 3000000"), PATIENCE).await.unwrap();
     assert_eq!(output.exit, Exit::Code(0));

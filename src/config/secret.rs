@@ -41,7 +41,10 @@ pub struct Mask(Arc<[String]>);
 
 impl Mask {
     pub fn new(secrets: impl IntoIterator<Item = String>) -> Self {
-        let mut secrets: Vec<String> = secrets.into_iter().filter(|s| s.len() >= SHORTEST_MASKED).collect();
+        // One of several lines (a private key) is met line by line.
+        let lines = |secret: String| secret.lines().map(str::to_owned).collect::<Vec<_>>();
+        let mut secrets: Vec<String> = secrets.into_iter().flat_map(lines).collect();
+        secrets.retain(|secret| secret.len() >= SHORTEST_MASKED);
         // Longest first, so that a secret which contains another is struck out whole.
         secrets.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         secrets.dedup();
@@ -76,6 +79,12 @@ mod tests {
             format!("{:?}", Some(Secret::new("hunter2".to_owned()))),
             "Some([secret])"
         );
+    }
+
+    #[test]
+    fn a_secret_of_several_lines_is_struck_out_of_each() {
+        let mask = Mask::new(["-----BEGIN KEY-----\nc2VjcmV0\n".to_owned()]);
+        assert_eq!(mask.apply("key: c2VjcmV0"), "key: [secret]");
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub struct Spawn {
     pub stderr: Stdio,
     /// Further file descriptors, and the numbers the child shall find them under.
     pub extra_fds: Vec<(OwnedFd, i32)>,
-    /// For the kernel's choice of whom to kill: -1000 never, 1000 first.
+    /// For the kernel's choice of whom to kill: -1000 never, 1000 first. `None`: what this process was started with.
     pub oom_score_adj: Option<i32>,
 }
 
@@ -124,6 +124,8 @@ pub struct Spawner {
     reaper: Reaper,
     /// The signal mask this process was started with, which is its children's too.
     mask: SigSet,
+    /// The like: PID 1 takes itself out of the kernel's choice, but not its children.
+    oom_score_adj: Option<i32>,
 }
 
 impl Spawner {
@@ -148,6 +150,9 @@ impl Spawner {
         let spawner = Spawner {
             reaper: Reaper::start()?,
             mask,
+            oom_score_adj: std::fs::read_to_string("/proc/self/oom_score_adj")
+                .ok()
+                .and_then(|score| score.trim().parse().ok()),
         };
         Ok(started.insert(spawner).clone())
     }
@@ -184,7 +189,7 @@ impl Spawner {
             cwd: spawn.cwd,
             fds,
             group: Group::Session,
-            oom_score_adj: spawn.oom_score_adj,
+            oom_score_adj: spawn.oom_score_adj.or(self.oom_score_adj),
             mask: self.mask,
         };
         let (child, verdict) = self.reaper.adopt(|| launch.fork())?;
@@ -194,7 +199,8 @@ impl Spawner {
         }
     }
 
-    /// Runs a command to its end and gives what it wrote. After `deadline` its whole session is killed.
+    /// Runs a command to its end and gives what it wrote. After `deadline`, or if nobody waits for it any more, its
+    /// whole session is killed.
     ///
     /// # Errors
     /// It does not start, or does not end in time.
@@ -207,16 +213,31 @@ impl Spawner {
         let (stdout, out) = pipe().map_err(SpawnError::Fork)?;
         let (stderr, err) = pipe().map_err(SpawnError::Fork)?;
         (spawn.stdout, spawn.stderr) = (Stdio::Fd(out), Stdio::Fd(err));
-        let mut child = self.spawn(spawn)?;
+        let spawner = self.clone();
+        let spawned =
+            tokio::task::spawn_blocking(move || spawner.spawn(spawn).map(|child| Run { child, ended: false }));
+        let mut run = spawned.await.map_err(|error| SpawnError::Fork(error.into()))??;
         let whole = async {
-            let (exit, stdout, stderr) = tokio::join!(child.wait(), drain(stdout), drain(stderr));
+            let (exit, stdout, stderr) = tokio::join!(run.child.wait(), drain(stdout), drain(stderr));
+            run.ended = true;
             Output { exit, stdout, stderr }
         };
         let output = tokio::time::timeout(deadline, whole).await;
-        output.map_err(|_| {
-            let _ = killpg(child.pid(), Signal::SIGKILL);
-            RunError::Deadline { command, deadline }
-        })
+        output.map_err(|_| RunError::Deadline { command, deadline })
+    }
+}
+
+/// A command that is killed with its session if it is dropped before it has ended and closed its output.
+struct Run {
+    child: Child,
+    ended: bool,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = killpg(self.child.pid(), Signal::SIGKILL);
+        }
     }
 }
 

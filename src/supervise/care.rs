@@ -52,6 +52,8 @@ pub struct Ended {
     pub was_ready: bool,
     /// The kernel's OOM killer had a hand in it.
     pub oom: bool,
+    /// It was ended for not being ready in time or not answering: the exit is our doing, the reason is not.
+    pub unhealthy: bool,
     /// The last lines of that run, both streams.
     pub tail: Vec<Arc<Line>>,
 }

@@ -2,6 +2,8 @@
 
 use std::{fs, path::PathBuf};
 
+use nix::unistd::{Pid, getpid};
+
 /// How ready the kernel shall be to kill: the supervisor never, a service rather than what was there before, what a
 /// service has started (an agent's tools) rather than the service itself.
 const SUPERVISOR_SCORE: i32 = -1000;
@@ -146,9 +148,9 @@ pub struct Scores {
 impl Scores {
     /// Takes this process out of the kernel's choice if it is PID 1 and may, and says what services get.
     pub fn settle() -> Scores {
-        let before = score(std::process::id() as i32).unwrap_or(0);
-        if std::process::id() == 1 {
-            set_score(1, SUPERVISOR_SCORE);
+        let before = score(getpid()).unwrap_or(0);
+        if getpid() == Pid::from_raw(1) {
+            set_score(Pid::from_raw(1), SUPERVISOR_SCORE);
         }
         Scores::above(before.max(0))
     }
@@ -161,7 +163,7 @@ impl Scores {
     }
 }
 
-fn score(pid: i32) -> Option<i32> {
+fn score(pid: Pid) -> Option<i32> {
     fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))
         .ok()?
         .trim()
@@ -171,7 +173,7 @@ fn score(pid: i32) -> Option<i32> {
 
 /// Makes the kernel kill that process rather than others. A process that has just ended needs none of it, and where
 /// it is not allowed nothing can be done.
-pub fn set_score(pid: i32, score: i32) {
+pub fn set_score(pid: Pid, score: i32) {
     let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string());
 }
 

@@ -9,7 +9,7 @@
 //! * [`probe`], [`pulse`]: is it ready, is it well, and were we even awake to ask.
 //! * [`lines`], [`logs`]: what services write.
 //! * [`memory`], [`census`]: who uses how much, and whom the kernel shall kill.
-//! * [`board`], [`service`], [`handle`]: where all stand, who does it, and who may ask for it.
+//! * [`board`], [`service`], [`run`], [`handle`]: where all stand, who does it, and who may ask for it.
 
 mod backoff;
 mod board;
@@ -26,6 +26,7 @@ mod ports;
 pub mod probe;
 mod procfs;
 mod pulse;
+mod run;
 mod service;
 mod tree;
 
@@ -93,6 +94,7 @@ impl Supervisor {
             pulse: Pulse::start(),
             accounts,
             scores: Scores::settle(),
+            mask: self.mask.clone(),
             gave_up: watch::Sender::new(false),
         });
         let env = Arc::new(self.env);

@@ -6,42 +6,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
 use jiff::Timestamp;
-use nix::unistd::Pid;
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    task::JoinHandle,
-    time::timeout,
-};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    config::service::Service,
+    config::{secret::Mask, service::Service},
     event::{Event, Events, ServiceState, millis},
-    pid1::{Child, Exit},
+    pid1::Exit,
 };
 
 use super::{
     board::{Board, LastExit, Shared, View},
-    care::{Care, Ended, Environment, Verdict},
+    care::{Environment, Verdict},
     census::Census,
     launch::{Launcher, Outcome, Started, within_patience},
-    logs::{Log, Stream},
+    logs::Log,
     machine::{Action, Input, Machine},
-    memory::{self, Accounts, Scores},
+    memory::{Accounts, Scores},
     order::Order,
-    probe::Prober,
     procfs::Table,
     pulse::Pulse,
-    tree::Tree,
+    run::Run,
 };
-
-/// Lines of a run that its keeper gets to see when it ended.
-const TAIL: usize = 100;
-/// How long the last lines may take to arrive once the process is gone.
-const LAST_LINES: Duration = Duration::from_millis(200);
 
 /// What a service's task is told.
 pub enum Message {
@@ -63,31 +51,9 @@ pub struct Common {
     pub pulse: Pulse,
     pub accounts: Accounts,
     pub scores: Scores,
+    pub mask: Mask,
     /// Set when a crash loop shall end the supervisor.
     pub gave_up: watch::Sender<bool>,
-}
-
-/// A run of the service.
-struct Run {
-    number: u64,
-    /// The world has been told of it.
-    told: bool,
-    pid: Pid,
-    started: Instant,
-    /// `None` once it has ended.
-    child: Option<Child>,
-    /// `None` while what is left of it is being ended.
-    tree: Option<Tree>,
-    was_ready: bool,
-    /// How it ended, and whether the kernel's OOM killer had a hand in it.
-    ended: Option<(Exit, bool)>,
-    /// The number of its first line in the log.
-    first_line: u64,
-    readers: Vec<JoinHandle<()>>,
-    probing: AbortOnDropHandle<()>,
-    oom_kills: u64,
-    /// Cancelled to kill what is left of it.
-    force: CancellationToken,
 }
 
 pub struct Task {
@@ -134,10 +100,6 @@ impl Task {
         task
     }
 
-    fn care(&self) -> &Arc<dyn Care> {
-        &self.launcher.care
-    }
-
     /// Runs as long as the supervisor does.
     pub async fn run(mut self, mut census: Census) {
         let mut board = self.common.board.subscribe();
@@ -145,14 +107,14 @@ impl Task {
         let mut turn = None;
         loop {
             let due = self.machine.due();
-            let child = async {
-                match self.run.as_mut().and_then(|run| run.child.as_mut()) {
-                    Some(child) => child.wait().await,
+            let exit = async {
+                match &mut self.run {
+                    Some(run) => run.exit().await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                exit = child => {
+                exit = exit => {
                     self.forgive();
                     self.exited(exit);
                 }
@@ -205,7 +167,8 @@ impl Task {
             }
             Message::Attach(env, done) => {
                 self.attached = env;
-                if self.machine.state() == ServiceState::Stopped {
+                // It may be its keeper that held it, for want of just this environment.
+                if matches!(self.machine.state(), ServiceState::Stopped | ServiceState::Held) {
                     self.step(Input::Start);
                 }
                 let _ = done.send(());
@@ -230,56 +193,16 @@ impl Task {
     }
 
     fn started(&mut self, started: Started) {
-        let pid = started.child.pid();
         self.runs += 1;
-        let first_line = self.log.next();
-        let readers = [(started.stdout, Stream::Stdout), (started.stderr, Stream::Stderr)]
-            .map(|(from, stream)| tokio::spawn(Arc::clone(&self.log).take_in(from, stream)))
-            .into();
-        let prober = Prober {
-            service: Arc::clone(&self.service),
-            care: Arc::clone(self.care()),
-            spawner: self.launcher.spawner.clone(),
-            env: started.env,
-            pulse: self.common.pulse.clone(),
-        };
-        let (number, outbox) = (self.runs, self.outbox.clone());
-        let notice = started.notice;
-        let probing = AbortOnDropHandle::new(tokio::spawn(async move {
-            if let Some(probe) = &prober.service.ready {
-                prober.until_ready(probe, notice).await;
-                let _ = outbox.send(Message::Probed(number, Input::Ready));
-            }
-            if let Some(probe) = &prober.service.live {
-                let why = prober.until_unhealthy(probe).await;
-                let _ = outbox.send(Message::Probed(number, Input::Unhealthy(why)));
-            }
-        }));
-        self.run = Some(Run {
-            number,
-            told: false,
-            pid,
-            started: started.at,
-            child: Some(started.child),
-            tree: Some(Tree::new(&self.service.name, pid)),
-            was_ready: false,
-            ended: None,
-            first_line,
-            readers,
-            probing,
-            oom_kills: self.common.accounts.oom_kills(),
-            force: CancellationToken::new(),
-        });
+        self.run = Some(Run::begin(self.runs, started, self));
         self.step(Input::Launched);
     }
 
     fn exited(&mut self, exit: Exit) {
         let Some(run) = &mut self.run else { return };
-        run.child = None;
-        run.probing.abort();
         let intended = self.machine.end_was_asked_for();
         let oom = !intended && self.common.accounts.oom_kills() > run.oom_kills;
-        run.ended = Some((exit, oom));
+        run.has_ended(exit, oom, self.machine.state() == ServiceState::Unhealthy);
         self.last_exit = Some(LastExit::new(exit, oom));
         let (service, pid) = (self.service.name.clone(), run.pid.as_raw());
         if oom {
@@ -287,17 +210,15 @@ impl Task {
         } else {
             info!(service, "{exit}");
         }
+        let (code, signal) = match exit {
+            Exit::Code(code) => (Some(code), None),
+            Exit::Signal(signal) => (None, Some(signal as i32)),
+        };
         self.common.events.emit(Event::ServiceExited {
             service,
             pid,
-            code: match exit {
-                Exit::Code(code) => Some(code),
-                Exit::Signal(_) => None,
-            },
-            signal: match exit {
-                Exit::Code(_) => None,
-                Exit::Signal(signal) => Some(signal as i32),
-            },
+            code,
+            signal,
             oom,
             intended,
         });
@@ -307,22 +228,14 @@ impl Task {
     /// Looks at its processes among all there are.
     fn count(&mut self, table: &Table) {
         let Some(run) = &mut self.run else { return };
-        let Some(tree) = &mut run.tree else { return };
-        let members = tree.members(table);
-        let used = members.iter().map(|process| process.resident).sum();
-        let descendants: Vec<i32> = members
-            .iter()
-            .filter(|process| process.pid != run.pid)
-            .map(|process| process.pid.as_raw())
-            .collect();
+        let Some(used) = run.count(table, self.common.scores.descendant) else {
+            return;
+        };
         run.oom_kills = self.common.accounts.oom_kills();
-        for pid in descendants {
-            memory::set_score(pid, self.common.scores.descendant);
-        }
         self.memory = Some(used);
         self.publish();
-        let may_end = matches!(self.machine.state(), ServiceState::Running | ServiceState::Ready);
-        if let Some(limit) = self.service.memory_max.filter(|limit| used > *limit && may_end) {
+        let is_up = matches!(self.machine.state(), ServiceState::Running | ServiceState::Ready);
+        if let Some(limit) = self.service.memory_max.filter(|limit| used > *limit && is_up) {
             self.common.events.emit(Event::MemoryPressure {
                 service: Some(self.service.name.clone()),
                 used,
@@ -338,11 +251,10 @@ impl Task {
 
     /// Lets the machine take a step, says what has changed, and does what it wants done.
     fn step(&mut self, input: Input) {
-        let before = (self.machine.state(), self.machine.why().map(str::to_owned));
+        let (state, why) = (self.machine.state(), self.why());
         let (machine, actions) = self.machine.clone().step(input, Instant::now());
         self.machine = machine;
-        let (state, why) = (self.machine.state(), self.machine.why().map(str::to_owned));
-        let changed = before.0 != state;
+        let changed = self.machine.state() != state;
         if changed {
             self.since = Timestamp::now();
         }
@@ -356,12 +268,18 @@ impl Task {
                 pid: run.pid.as_raw(),
             });
         }
-        if changed || before.1 != why {
-            self.announce(changed, why);
+        if changed || self.why() != why {
+            self.announce(changed);
         }
         for action in actions {
             self.act(action);
         }
+    }
+
+    /// Of its main process, while that lives.
+    fn pid(&self) -> Option<i32> {
+        let run = self.run.as_ref().filter(|run| run.child.is_some());
+        run.map(|run| run.pid.as_raw())
     }
 
     fn publish(&self) {
@@ -369,15 +287,11 @@ impl Task {
             name: self.service.name.clone(),
             state: self.machine.state(),
             since: self.since,
-            pid: self
-                .run
-                .as_ref()
-                .filter(|run| run.child.is_some())
-                .map(|run| run.pid.as_raw()),
+            pid: self.pid(),
             restarts: self.machine.restarts(),
             memory: self.memory,
             last_exit: self.last_exit,
-            why: self.machine.why().map(str::to_owned),
+            why: self.why(),
         };
         self.common.board.send_if_modified(|board| {
             let changed = board.services.get(&view.name) != Some(&view);
@@ -386,8 +300,9 @@ impl Task {
         });
     }
 
-    fn announce(&mut self, changed: bool, why: Option<String>) {
-        let (service, state) = (self.service.name.clone(), self.machine.state());
+    fn announce(&mut self, changed: bool) {
+        let (service, state, why) = (self.service.name.clone(), self.machine.state(), self.why());
+        let pid = self.pid();
         let events = &self.common.events;
         match state {
             ServiceState::Ready if changed => {
@@ -415,7 +330,7 @@ impl Task {
         events.emit(Event::ServiceChanged {
             service,
             state,
-            pid: self.run.as_ref().map(|run| run.pid.as_raw()),
+            pid,
             why,
         });
     }
@@ -425,8 +340,8 @@ impl Task {
             Action::Launch { attempt } => self.launch(attempt),
             Action::Abandon => self.abandon.cancel(),
             Action::Terminate => {
-                if let Some(tree) = self.run.as_ref().and_then(|run| run.tree.as_ref()) {
-                    tree.terminate(self.service.stop.signal);
+                if let Some(run) = &self.run {
+                    run.terminate(self.service.stop.signal);
                 }
             }
             Action::Kill => self.kill(),
@@ -435,7 +350,7 @@ impl Task {
                 let restarts = self.service.crash_loop.restarts;
                 let within = self.service.crash_loop.within;
                 let service = self.service.name.clone();
-                let why = self.machine.why().unwrap_or_default().to_owned();
+                let why = self.why().unwrap_or_default();
                 error!(
                     service,
                     "crash loop: {restarts} restarts within {} s: {why}",
@@ -465,48 +380,29 @@ impl Task {
     }
 
     fn kill(&mut self) {
-        let Some(run) = &mut self.run else { return };
-        warn!(
-            service = self.service.name,
-            "it did not end in time; killing it with all it started"
-        );
-        run.force.cancel();
-        // The tree is wanted again when the process's end has been told.
-        if let Some(tree) = &run.tree {
-            let mut tree = tree.clone();
-            tokio::spawn(async move { tree.kill().await });
+        if let Some(run) = &self.run {
+            warn!(
+                service = self.service.name,
+                "it did not end in time; killing it with all it started"
+            );
+            run.kill();
         }
     }
 
     /// Ends what the process has left running, waits for its last lines, and hears the keeper if nobody had asked.
     fn clear(&mut self, asked: bool) {
-        let Some(run) = &mut self.run else { return };
-        let (Some(mut tree), Some((exit, oom))) = (run.tree.take(), run.ended) else {
+        self.abandon = CancellationToken::new();
+        let Some(cleared) = self.run.as_mut().and_then(|run| run.clear(&self.log)) else {
             return;
         };
-        let readers = mem::take(&mut run.readers);
-        let (force, was_ready, first_line) = (run.force.clone(), run.was_ready, run.first_line);
-        self.abandon = CancellationToken::new();
+        let (care, service) = (Arc::clone(&self.launcher.care), self.service.name.clone());
         let (abandon, outbox) = (self.abandon.clone(), self.outbox.clone());
-        let (care, log, service) = (
-            Arc::clone(self.care()),
-            Arc::clone(&self.log),
-            self.service.name.clone(),
-        );
         tokio::spawn(async move {
-            tree.clear(&force).await;
-            let _ = timeout(LAST_LINES, join_all(readers)).await;
+            let ended = cleared.await;
             let verdict = async {
                 if asked {
                     return Verdict::Restart;
                 }
-                let tail = log.last(TAIL, first_line);
-                let ended = Ended {
-                    exit,
-                    was_ready,
-                    oom,
-                    tail,
-                };
                 within_patience(care.after_exit(ended)).await.unwrap_or_else(|why| {
                     error!(service, "{why}");
                     Verdict::Restart
@@ -518,6 +414,11 @@ impl Task {
             };
             let _ = outbox.send(Message::Gone(verdict));
         });
+    }
+
+    /// Why it is where it is; a probe's or a keeper's words may have a secret in them.
+    fn why(&self) -> Option<String> {
+        self.machine.why().map(|why| self.common.mask.apply(why).into_owned())
     }
 }
 

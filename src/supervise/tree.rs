@@ -86,7 +86,8 @@ impl Tree {
         let _ = kill(self.main, Signal::SIGKILL);
         let _ = killpg(self.main, Signal::SIGKILL);
         if let Ok(table) = Table::read().await {
-            for process in self.members(&table) {
+            let members: Vec<Process> = self.members(&table).into_iter().cloned().collect();
+            for process in members.iter().filter(|process| !self.spares(process)) {
                 send(process, Signal::SIGKILL);
             }
         }
@@ -98,7 +99,7 @@ impl Tree {
         let service = self.service.clone();
         let left = |table: &Table| {
             let members = self.members(table).into_iter().cloned().collect::<Vec<_>>();
-            members.into_iter().filter(|process| !self.is_spared(process)).collect()
+            members.into_iter().filter(|process| !self.spares(process)).collect()
         };
         if end_all(&service, left, force).await.is_err() {
             // Without `/proc` the process group is all that can be seen.
@@ -108,7 +109,7 @@ impl Tree {
 
     /// A file system's daemon that the service mounted serves others too, our store among them: it outlives the
     /// service, and ends with the supervisor.
-    fn is_spared(&self, process: &Process) -> bool {
+    pub fn spares(&self, process: &Process) -> bool {
         process.session != self.main
             && procfs::open_files(process.pid)
                 .iter()

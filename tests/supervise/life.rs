@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use moltinit::{
-    config::service::{CrashLoop, OnCrashLoop, Probe, Restart},
+    config::service::{Check, CrashLoop, OnCrashLoop, Probe, Restart},
     event::{Event, ServiceState},
     pid1::Exit,
     supervise::{Care, CommandError, Ended, Environment, Launch, Start, Verdict},
@@ -79,7 +79,7 @@ async fn order_waits_for_readiness_and_is_reversed_to_stop() {
                  while ! [ -e $D/go-{name} ]; do sleep 0.02; done; echo >&3; sleep 1000 & wait"
             ),
         );
-        service.ready = Some(Probe::ready(moltinit::config::service::Check::Notify { fd: 3 }));
+        service.ready = Some(Probe::ready(Check::Notify { fd: 3 }));
         service
     };
     let services = vec![
@@ -285,4 +285,27 @@ async fn a_keeper_has_its_say_and_one_that_hangs_or_panics_holds_up_nobody() {
     until(|| (bench.view("panics").restarts > 0).then_some(())).await;
     timeout(PATIENCE, bench.handle.shut_down(PATIENCE)).await.unwrap();
     assert_eq!(bench.view("stuck").state, ServiceState::Stopped);
+}
+
+/// What a probe or a keeper says may have a secret in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_a_reason() {
+    let mut service = shell("a", "exec sleep 1000");
+    service.live = Some(Probe {
+        every: Duration::from_millis(20),
+        failures: 1,
+        ..Probe::live(Check::Command {
+            argv: ["sh", "-c", "echo token hunter22 >&2; exit 1"]
+                .map(str::to_owned)
+                .to_vec(),
+        })
+    });
+    let mut bench = Bench::start(vec![service]);
+    let why = bench.event(|event| match event {
+        Event::ServiceUnhealthy { why, .. } => Some(why.clone()),
+        _ => None,
+    });
+    let why = why.await;
+    assert!(why.ends_with("token [secret]"), "{why}");
+    assert!(!format!("{:?}", bench.handle.services()).contains("hunter22"));
 }

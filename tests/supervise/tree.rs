@@ -43,7 +43,9 @@ async fn stop_ends_what_escaped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_crash_leaves_is_ended_before_the_next_start() {
-    let mut bench = Bench::start(vec![shell("spread", SPREAD)]);
+    let mut service = shell("spread", SPREAD);
+    service.stop.timeout = Duration::from_millis(500);
+    let mut bench = Bench::start(vec![service]);
     let main = bench.started("spread").await;
     let mut pids = Vec::new();
     for name in &ALL[..3] {

@@ -3,6 +3,8 @@
 //! Only intent makes an exit final: a service that ends without having been told to is started again as its policy
 //! has it, exit code 0 or not. The machine does nothing itself; it asks for [`Action`]s and is told of [`Input`]s.
 
+mod terms;
+
 use std::time::{Duration, Instant};
 
 use crate::{
@@ -16,71 +18,14 @@ use super::{
     care::Verdict,
 };
 
+pub use self::terms::{Action, Input};
+
 /// A service that hangs cannot be expected to drain: it is killed after this if it has longer otherwise.
 const UNHEALTHY_STOP: Duration = Duration::from_secs(30);
 /// What a service that ended by itself left running has this long to end too, if the service has longer otherwise.
 const LEFTOVER_STOP: Duration = Duration::from_secs(5);
 /// In a crash loop a retry is made after so many times the longest backoff.
 const SLOW_RETRY: u32 = 2;
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
-    Start,
-    Stop,
-    /// Stop with less time than the service's own to do it in; also shortens a stop that is under way.
-    StopWithin(Duration),
-    Restart,
-    /// Do not run until released, whoever says start.
-    Hold(String),
-    Release,
-    /// Everything that it comes after is ready, or no longer is.
-    Turn(bool),
-    Launched,
-    NotLaunched {
-        code: i32,
-        why: String,
-    },
-    /// The keeper does not want it started.
-    LaunchHeld(String),
-    /// The readiness probe passed.
-    Ready,
-    /// The liveness probe has failed too often.
-    Unhealthy(String),
-    /// It uses more memory than it may.
-    TooLarge(String),
-    /// The process has ended.
-    Exited(Exit),
-    /// Nothing of it is left running, and its keeper has spoken.
-    Gone(Verdict),
-    /// Time has passed that the service had nothing of: the container was frozen.
-    Slept(Duration),
-    /// A time that was [due](Machine::due) has come.
-    Tick,
-}
-
-/// What is to be done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    Launch {
-        attempt: u32,
-    },
-    /// Wait no longer for the keeper, and give up the launch under way if the process is not there yet.
-    Abandon,
-    /// Tell the process to end.
-    Terminate,
-    /// Kill everything that belongs to the service.
-    Kill,
-    /// The process is gone: end what it left running, then ask the keeper for its verdict if nobody had asked for
-    /// the end.
-    Clear {
-        asked: bool,
-    },
-    /// The service is in a crash loop, after so many restarts.
-    ReportCrashLoop,
-    /// The service is in a crash loop that shall end the supervisor.
-    GiveUp,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
@@ -510,5 +455,4 @@ impl Machine {
 }
 
 #[cfg(test)]
-#[path = "machine_tests.rs"]
 mod tests;
