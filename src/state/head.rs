@@ -49,6 +49,8 @@ pub(super) struct Chain {
     pub checkpoint: CommitId,
     /// The checkpoint's entries (or their absence) of every path that changed since.
     pub changed: BTreeMap<TreePath, Option<Entry>>,
+    /// Chunks of the checkpoint that have been gathered into another object since.
+    pub moved: BTreeSet<Hash>,
     tree_len: u64,
     deltas: u32,
     spent: u64,
@@ -160,6 +162,9 @@ impl Head {
                 let from = std::mem::replace(old, *chunk);
                 release(&mut self.objects, &from);
                 hold(&mut self.objects, chunk, len);
+                if let Some(chain) = &mut self.chain {
+                    chain.moved.insert(chunk.hash);
+                }
             }
         }
         let sizes = HashMap::from([(meta.id, len)]);
@@ -170,6 +175,7 @@ impl Head {
             self.chain = Some(Chain {
                 checkpoint: meta.id,
                 changed: BTreeMap::new(),
+                moved: BTreeSet::new(),
                 tree_len,
                 deltas: 0,
                 spent: 0,
@@ -199,7 +205,7 @@ impl Head {
         self.files += u64::from(is_file(entry));
         // Lengths from a hostile store may add up to anything.
         self.bytes = self.bytes.wrapping_add(len(entry));
-        for hash in hashes(entry) {
+        for hash in hashes(extents_of(&entry.kind)) {
             if let Some((_, uses)) = self.chunks.get_mut(&hash) {
                 *uses += 1;
             } else if let Some(chunk) = new.get(&hash) {
@@ -216,7 +222,7 @@ impl Head {
     fn discount(&mut self, entry: &Entry) {
         self.files -= u64::from(is_file(entry));
         self.bytes = self.bytes.wrapping_sub(len(entry));
-        for hash in hashes(entry) {
+        for hash in hashes(extents_of(&entry.kind)) {
             let Some((chunk, uses)) = self.chunks.get_mut(&hash) else {
                 continue;
             };
@@ -248,8 +254,8 @@ fn release(objects: &mut HashMap<CommitId, Holding>, chunk: &Chunk) {
 }
 
 /// The chunk of each extent; one that several extents use comes several times.
-fn hashes(entry: &Entry) -> impl Iterator<Item = Hash> {
-    extents_of(&entry.kind).iter().filter_map(|extent| match extent {
+fn hashes(extents: &[Extent]) -> impl Iterator<Item = Hash> {
+    extents.iter().filter_map(|extent| match extent {
         Extent::Data { chunk, .. } => Some(*chunk),
         Extent::Hole { .. } => None,
     })

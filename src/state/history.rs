@@ -3,7 +3,10 @@
 //! Objects are `<instance>/v1/<generation>/<group>/<seq>.seg`, a generation's directory being its ULID, followed by
 //! `.from.` and its base if it has one; a group is a hundred commits, so that no listing is long.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    fs::File,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -22,6 +25,8 @@ use crate::store::{Item, Object, Store, StoreError};
 
 const GROUP: u64 = 100;
 const FROM: &str = ".from.";
+/// Start of the name of the empty object that says when the history was last looked through.
+const PRUNED: &str = "pruned.";
 
 /// An instance's part of a store. Cheap to clone; clones share what is known of it.
 #[derive(Clone)]
@@ -29,7 +34,14 @@ pub struct History {
     store: Store,
     dir: String,
     key: Option<Key>,
-    generations: Arc<Mutex<Generations>>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+/// What the last listing showed.
+#[derive(Default)]
+struct Seen {
+    generations: Generations,
+    pruned: Option<Ulid>,
 }
 
 /// The generation that this process writes.
@@ -95,7 +107,7 @@ impl History {
             store,
             dir: format!("{instance}/v1"),
             key,
-            generations: Arc::default(),
+            seen: Arc::default(),
         };
         history.refresh()?;
         Ok(history)
@@ -112,25 +124,49 @@ impl History {
     /// Looks again which generations there are.
     pub fn refresh(&self) -> Result<(), StoreError> {
         let items = self.store.list(&self.dir)?;
-        let found = items
+        let found = items.iter().filter(|item| item.is_dir);
+        let mut seen = self.lock();
+        seen.generations.extend(found.filter_map(|item| parse_dir(&item.name)));
+        seen.pruned = items
             .iter()
-            .filter(|item| item.is_dir)
-            .filter_map(|item| parse_dir(&item.name));
-        self.lock().extend(found);
+            .filter_map(|item| item.name.strip_prefix(PRUNED)?.parse().ok())
+            .max();
         Ok(())
     }
 
-    pub fn generations(&self) -> Generations {
-        self.lock().clone()
+    /// When somebody last looked through the whole history to prune it.
+    pub(super) fn pruned_at(&self) -> Option<Timestamp> {
+        time_of(self.lock().pruned?)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Generations> {
-        self.generations.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Leaves word that somebody did, where the next listing shows it.
+    pub(super) fn mark_pruned(&self, now: Timestamp) -> Result<(), StoreError> {
+        let mark = |ulid: Ulid| format!("{}/{PRUNED}{ulid}", self.dir);
+        let new = Ulid::from_parts(u64::try_from(now.as_millisecond()).unwrap_or_default(), rand::random());
+        let nothing = File::open("/dev/null").map_err(|source| StoreError::Io {
+            what: "opening",
+            path: "/dev/null".into(),
+            source,
+        })?;
+        self.store.put(&mark(new), &nothing, 0)?;
+        let old = self.lock().pruned.replace(new);
+        match old.map(|old| self.store.delete(&mark(old))) {
+            Some(Err(error)) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn generations(&self) -> Generations {
+        self.lock().generations.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The line that a boot follows, newest first.
     pub fn line(&self) -> Vec<Stretch> {
-        lineage::line(&self.lock())
+        lineage::line(&self.lock().generations)
     }
 
     /// The commits along the line, newest first, without having looked into them.
@@ -175,26 +211,36 @@ impl History {
         }
     }
 
-    /// Removes the directory of a commit's group, and of its generation, if they are empty.
-    pub(super) fn delete_dirs(&self, id: CommitId) -> Result<(), StoreError> {
-        let Some(dir) = self.generation_dir(id.generation) else {
+    /// Removes the directory of a commit's group, if it is empty.
+    pub(super) fn delete_group(&self, id: CommitId) -> Result<(), StoreError> {
+        match self.generation_dir(id.generation) {
+            Some(dir) => self.delete_dir(&group_dir(&dir, id.seq)),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the directories of a generation in which there is no commit, and forgets it.
+    pub(super) fn delete_generation(&self, generation: Ulid) -> Result<(), StoreError> {
+        let Some(dir) = self.generation_dir(generation) else {
             return Ok(());
         };
-        for dir in [group_dir(&dir, id.seq), dir] {
-            match self.store.delete_dir(&dir) {
-                Err(error) if !error.is_not_found() => return Err(error),
-                _ => {}
-            }
+        for group in self.store.list(&dir)?.iter().filter(|item| item.is_dir) {
+            self.delete_dir(&format!("{dir}/{}", group.name))?;
         }
+        self.delete_dir(&dir)?;
+        self.lock().generations.remove(&generation);
         Ok(())
     }
 
-    pub(super) fn forget(&self, generation: Ulid) {
-        self.lock().remove(&generation);
+    fn delete_dir(&self, dir: &str) -> Result<(), StoreError> {
+        match self.store.delete_dir(dir) {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     fn generation_dir(&self, generation: Ulid) -> Option<String> {
-        let base = *self.lock().get(&generation)?;
+        let base = *self.lock().generations.get(&generation)?;
         let from = base.map(|base| format!("{FROM}{base}")).unwrap_or_default();
         Some(format!("{}/{generation}{from}", self.dir))
     }
@@ -243,8 +289,8 @@ impl History {
 
     /// Starts the generation of this boot. Nothing is written before its first commit.
     pub fn begin(&self, proposed: Ulid, base: Option<CommitId>) -> Generation {
-        let mut generations = self.lock();
-        let id = lineage::above(&generations, proposed);
+        let generations = &mut self.lock().generations;
+        let id = lineage::above(generations, proposed);
         generations.insert(id, base);
         Generation { id, base, seq: 0 }
     }
@@ -311,6 +357,11 @@ impl History {
         }
         Ok(None)
     }
+}
+
+/// The time in a ULID.
+pub(super) fn time_of(ulid: Ulid) -> Option<Timestamp> {
+    Timestamp::from_millisecond(i64::try_from(ulid.timestamp_ms()).ok()?).ok()
 }
 
 fn group_dir(generation_dir: &str, seq: u64) -> String {

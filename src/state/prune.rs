@@ -15,6 +15,8 @@ use super::{
 
 /// A generation that committed this recently may still be written to, and is listed anew each time.
 const LIVELY: SignedDuration = SignedDuration::from_hours(1);
+/// How often the whole of a history is looked through: many short boots would otherwise each list all of it.
+const THOROUGH: SignedDuration = SignedDuration::from_hours(12);
 /// An object that was never finished is removed when its generation is this old.
 const TORN: SignedDuration = SignedDuration::from_hours(24);
 
@@ -25,6 +27,8 @@ pub struct Pruner {
     problems: BTreeMap<CommitId, Problem>,
     /// Generations that were listed and are not written to by anybody.
     settled: BTreeSet<Ulid>,
+    /// Whether all of the store has been looked through, not only what this process writes.
+    thorough: bool,
 }
 
 /// What this process writes.
@@ -46,8 +50,8 @@ pub struct Pruned {
     pub needed: usize,
     pub removed: usize,
     pub freed: u64,
-    /// Bytes of all that is left.
-    pub left: u64,
+    /// Bytes of all that is left, if all of the store was looked at.
+    pub left: Option<u64>,
     /// A newer generation than this process's own. It does the pruning, and nothing was removed.
     pub fenced_by: Option<Ulid>,
 }
@@ -59,6 +63,7 @@ impl Pruner {
             records: Records::new(),
             problems: BTreeMap::new(),
             settled: BTreeSet::new(),
+            thorough: false,
         }
     }
 
@@ -67,7 +72,8 @@ impl Pruner {
         self.records.insert(id, record);
     }
 
-    /// Removes what retention does not keep. `own` is what this process writes, if it does.
+    /// Removes what retention does not keep. `own` is what this process writes, if it does; other generations are
+    /// then left alone where somebody has looked through the store lately.
     pub fn prune(&mut self, own: Option<&Own>, now: Timestamp) -> Result<Pruned, ReadError> {
         let generation = own.map(|own| own.generation);
         self.history.refresh()?;
@@ -81,7 +87,13 @@ impl Pruner {
                 });
             }
         }
-        self.look(generation, now)?;
+        let lately = |at: Timestamp| now.duration_since(at) < THOROUGH;
+        if self.thorough || own.is_none() || !self.history.pruned_at().is_some_and(lately) {
+            self.look(generation, now)?;
+            if !std::mem::replace(&mut self.thorough, true) {
+                self.history.mark_pruned(now)?;
+            }
+        }
         let kept = retain::kept(&self.records, &self.history.line(), now);
         let none = BTreeSet::new();
         let in_use = own.map_or(&none, |own| &own.needs);
@@ -100,7 +112,9 @@ impl Pruner {
             dirs.insert((id.generation, history::group(id.seq)), id);
         }
         self.clear(dirs.into_values(), own)?;
-        done.left = self.records.values().map(|record| record.size).sum();
+        done.left = self
+            .thorough
+            .then(|| self.records.values().map(|record| record.size).sum());
         Ok(done)
     }
 
@@ -117,6 +131,9 @@ impl Pruner {
             let listed: BTreeSet<CommitId> = commits.iter().copied().collect();
             let gone = |id: &CommitId| id.generation == generation && !listed.contains(id);
             self.records.retain(|id, _| !gone(id));
+            if commits.is_empty() && age(generation, now) > TORN {
+                self.history.delete_generation(generation)?;
+            }
             let new = |id: &CommitId| !self.records.contains_key(id);
             unknown.extend(commits.into_iter().filter(new));
         }
@@ -139,12 +156,7 @@ impl Pruner {
 
     /// Objects of dead writers. Damaged ones stay: somebody may want to look at them.
     fn never_finished(&self, own: Option<Ulid>, now: Timestamp) -> Vec<CommitId> {
-        let old = |generation: Ulid| {
-            let begun = i64::try_from(generation.timestamp_ms())
-                .ok()
-                .and_then(|ms| Timestamp::from_millisecond(ms).ok());
-            begun.is_some_and(|begun| now.duration_since(begun) > TORN) && own != Some(generation)
-        };
+        let old = |generation| own != Some(generation) && age(generation, now) > TORN;
         let torn = self
             .problems
             .iter()
@@ -154,32 +166,27 @@ impl Pruner {
 
     /// Removes the directories of removed commits where nothing is left in them.
     fn clear(&mut self, removed: impl Iterator<Item = CommitId>, own: Option<&Own>) -> Result<(), ReadError> {
-        let newest = own.and_then(|own| own.needs.iter().rfind(|id| id.generation == own.generation));
+        let own: Vec<&CommitId> = own.iter().flat_map(|own| &own.needs).collect();
         for id in removed {
-            let first = CommitId { seq: 0, ..id };
-            let all = self.records.keys().chain(self.problems.keys());
-            let left: Vec<CommitId> = all
-                .filter(|left| left.generation == first.generation)
-                .copied()
-                .collect();
-            let own_group = newest.is_some_and(|own| {
-                own.generation == id.generation && history::group(own.seq) == history::group(id.seq)
-            });
-            if own_group
-                || left
-                    .iter()
-                    .any(|left| history::group(left.seq) == history::group(id.seq))
-            {
-                continue;
-            }
-            self.history.delete_dirs(id)?;
-            if left.is_empty() && own.is_none_or(|own| own.generation != id.generation) {
-                self.history.forget(id.generation);
-                self.settled.remove(&id.generation);
+            let all = self
+                .records
+                .keys()
+                .chain(self.problems.keys())
+                .chain(own.iter().copied());
+            let mut left = all.filter(|left| left.generation == id.generation).peekable();
+            if left.peek().is_none() {
+                self.history.delete_generation(id.generation)?;
+            } else if !left.any(|left| history::group(left.seq) == history::group(id.seq)) {
+                self.history.delete_group(id)?;
             }
         }
         Ok(())
     }
+}
+
+/// For how long a generation has been there.
+fn age(generation: Ulid, now: Timestamp) -> SignedDuration {
+    history::time_of(generation).map_or(SignedDuration::ZERO, |begun| now.duration_since(begun))
 }
 
 #[cfg(test)]
@@ -280,6 +287,31 @@ mod tests {
             crate::state::verify::verify(&old.reopened(), &[id], &Default::default()).unwrap(),
             []
         );
+    }
+
+    #[test]
+    fn a_boot_soon_after_another_looks_at_its_own_only() {
+        let mut kit = Kit::new();
+        for n in 0..20 {
+            kit.write("file", format!("{n}"));
+            kit.commit();
+        }
+        kit.reboot();
+        let prune = |kit: &mut Kit, hours| {
+            kit.write("file", format!("later {hours}"));
+            kit.commit();
+            Pruner::new(kit.history.clone())
+                .prune(Some(&own(kit)), later(hours))
+                .unwrap()
+                .removed
+        };
+        kit.history.mark_pruned(later(0)).unwrap();
+        assert_eq!(prune(&mut kit, 5), 0);
+        assert!(prune(&mut kit, 13) > 15);
+        assert!(kit.reopened().pruned_at() > Some(later(12)));
+        let marks = fs::read_dir(kit.path("store/default/v1")).unwrap();
+        let marks = marks.filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_file());
+        assert_eq!(marks.count(), 1);
     }
 
     #[test]

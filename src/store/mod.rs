@@ -9,6 +9,8 @@ mod directory;
 mod error;
 #[cfg(test)]
 pub mod faulty;
+#[cfg(test)]
+pub mod memory;
 pub mod mounts;
 mod pool;
 pub mod s3fs;

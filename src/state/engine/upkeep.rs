@@ -109,10 +109,9 @@ impl Keeper {
             }
             Ok(pruned) => {
                 let objects = (pruned.kept + pruned.needed) as u64;
-                self.events.emit(Event::StoreMeasured {
-                    objects,
-                    bytes: pruned.left,
-                });
+                if let Some(bytes) = pruned.left {
+                    self.events.emit(Event::StoreMeasured { objects, bytes });
+                }
                 tracing::debug!(?pruned, "old snapshots thinned");
             }
             Err(error) => tracing::warn!(%error, "old snapshots could not be thinned; tried again later"),

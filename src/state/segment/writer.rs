@@ -21,7 +21,7 @@ use crate::state::{
     check::{self, BadTree},
     crypt::Key,
     head::Head,
-    model::{Chunk, CommitId, Delta, Entry, Extent, Hash, Location, Meta, Reason, TreePath},
+    model::{Chunk, CommitId, Delta, Entry, Extent, Hash, Location, Meta, TreePath},
 };
 
 /// Plain bytes of a block of the tree.
@@ -215,9 +215,8 @@ impl<'a> SegmentWriter<'a> {
         meta.id = self.id;
         meta.parent = self.head.id();
         (meta.files, meta.bytes) = self.head.totals_after(&delta);
-        let chain = self.head.chain().filter(|chain| {
-            chain.checkpoint.generation == self.id.generation && !chain.is_due() && meta.reason != Reason::Compact
-        });
+        let chain = self.head.chain();
+        let chain = chain.filter(|chain| chain.checkpoint.generation == self.id.generation && !chain.is_due());
         let base = chain.map(|chain| chain.checkpoint);
         let content = match chain {
             Some(chain) => Content::delta(self.head, &chain.changed, &delta),
@@ -250,23 +249,38 @@ impl<'a> SegmentWriter<'a> {
 
     fn write_tree(&mut self, content: &Content, meta: Meta, base: Option<CommitId>) -> io::Result<(Info, u64)> {
         let find = |hash: &Hash| self.chunks.get(hash).or_else(|| self.head.chunk(hash)).copied();
-        let chunks: Vec<Chunk> = content.chunks().iter().filter_map(find).collect();
-        let mut sources = BTreeMap::new();
+        let mut hashes = content.chunks();
         if base.is_some() {
-            // What did not change is not listed here again, and may be in any of them.
-            sources.extend(self.head.sources().map(|source| (source.commit, source.size)));
+            // Where the checkpoint says these are they may be no longer.
+            let moved = self.head.chain().into_iter().flat_map(|chain| &chain.moved);
+            let gathered = self.chunks.keys().filter(|hash| self.head.chunk(hash).is_some());
+            let listed: HashSet<Hash> = hashes.iter().copied().collect();
+            let moved: BTreeSet<Hash> = moved
+                .chain(gathered)
+                .filter(|hash| !listed.contains(hash))
+                .copied()
+                .collect();
+            hashes.extend(moved);
         }
+        let chunks: Vec<Chunk> = hashes.iter().filter_map(find).collect();
         let sizes: HashMap<CommitId, u64> = self.head.sources().map(|source| (source.commit, source.size)).collect();
-        sources.extend(
-            chunks
-                .iter()
-                .map(|chunk| (chunk.at.commit, sizes.get(&chunk.at.commit).copied().unwrap_or(0))),
-        );
+        let mut sources: BTreeSet<CommitId> = chunks.iter().map(|chunk| chunk.at.commit).collect();
+        if base.is_some() {
+            // Chunks that are not listed here again are where the checkpoint says.
+            let stay = self
+                .head
+                .chunks()
+                .filter(|chunk| !self.chunks.contains_key(&chunk.hash));
+            sources.extend(stay.map(|chunk| chunk.at.commit));
+        }
         sources.remove(&self.id);
-        let own = std::iter::once((self.id, 0));
-        let sources: Vec<Source> = own
+        let size = |commit: CommitId| sizes.get(&commit).copied().unwrap_or(0);
+        let sources: Vec<Source> = std::iter::once(self.id)
             .chain(sources)
-            .map(|(commit, size)| Source { commit, size })
+            .map(|commit| Source {
+                commit,
+                size: size(commit),
+            })
             .collect();
         let places = sources
             .iter()

@@ -4,6 +4,7 @@ pub mod kit;
 mod model;
 pub mod python;
 mod reader;
+mod simulation;
 
 use std::{
     fs::{self, OpenOptions},

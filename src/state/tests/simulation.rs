@@ -1,0 +1,320 @@
+//! A year of a busy agent against a store in memory, with the real writer, retention, compaction and pruning: how
+//! large the store becomes, in how many objects, and what the bucket charges for it.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use jiff::{SignedDuration, Timestamp};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use ulid::Ulid;
+
+use super::kit::meta;
+use crate::{
+    state::{
+        chunk,
+        compact::compact,
+        head::Head,
+        history::{Generation, History},
+        lineage::Stretch,
+        model::{Delta, Entry, Extent, Kind, Meta, Reason},
+        prune::{Own, Pruned, Pruner},
+        retain::Record,
+        segment::{Segment, SegmentWriter, line::extents_of},
+    },
+    store::memory::{self, Bucket},
+};
+
+/// US dollars for an operation of class A on R2, as published.
+const CLASS_A: f64 = 4.50 / 1e6;
+const DAYS: i64 = 365;
+const MONTH: i64 = 30;
+const HOUR: i64 = 3600;
+
+const DATABASE: &[u8] = b"state/db.sqlite";
+const PAGE: usize = 4096;
+const PAGES: u64 = 600;
+/// Pages that take four of five writes.
+const HOT: u64 = 40;
+/// Where logs are cut into chunks.
+const CUT: usize = 16 << 10;
+/// Conversations that are kept.
+const SESSIONS: u64 = 100;
+
+struct Agent {
+    history: History,
+    bucket: Arc<Mutex<Bucket>>,
+    spool: tempfile::TempDir,
+    generation: Generation,
+    head: Head,
+    pruner: Pruner,
+    now: Timestamp,
+    random: StdRng,
+    /// Bytes of the present conversation's log since its last cut.
+    tail: Vec<u8>,
+    session: u64,
+    commits: u64,
+}
+
+impl Agent {
+    fn new() -> Agent {
+        let (store, bucket) = memory::store();
+        let history = History::open(store, "default", None).unwrap();
+        let now: Timestamp = "2026-01-01T08:00:00Z".parse().unwrap();
+        let mut agent = Agent {
+            generation: history.begin(ulid(now), None),
+            pruner: Pruner::new(history.clone()),
+            history,
+            bucket,
+            spool: tempfile::tempdir().unwrap(),
+            head: Head::default(),
+            now,
+            random: StdRng::seed_from_u64(1),
+            tail: Vec::new(),
+            session: 0,
+            commits: 0,
+        };
+        let pages = agent.bytes(PAGES as usize * PAGE);
+        agent.commit(|writer| {
+            let mut extents = Vec::new();
+            for block in pages.chunks(16 * PAGE) {
+                chunk::push(&mut extents, put(writer, block));
+            }
+            vec![
+                (b"state".to_vec(), entry(Kind::Dir)),
+                (b"state/sessions".to_vec(), entry(Kind::Dir)),
+                (DATABASE.to_vec(), database(extents)),
+            ]
+        });
+        agent
+    }
+
+    fn pass(&mut self, seconds: i64) {
+        self.now += SignedDuration::from_secs(seconds);
+    }
+
+    /// Half noise, half not, as conversations are when compressed.
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len)
+            .map(|n| if n % 2 == 0 { self.random.random() } else { b'x' })
+            .collect()
+    }
+
+    /// A new container: everything that is known comes from the store.
+    fn boot(&mut self) {
+        self.history = History::open(self.history.store().clone(), "default", None).unwrap();
+        let tip = self.history.line()[0].generation;
+        let newest = *self.history.commits(tip).unwrap().last().unwrap();
+        assert_eq!(Some(newest), self.head.id());
+        let head = self.history.load(newest).unwrap();
+        assert_eq!(head.tree(), self.head.tree());
+        self.generation = self.history.begin(ulid(self.now), Some(newest));
+        self.pruner = Pruner::new(self.history.clone());
+        self.head = head;
+    }
+
+    fn next_meta(&mut self) -> Meta {
+        let id = self.generation.next_id();
+        Meta {
+            time: self.now,
+            ..meta(id, self.generation.base(), Reason::Change)
+        }
+    }
+
+    fn commit(&mut self, change: impl FnOnce(&mut SegmentWriter) -> Vec<(Vec<u8>, Entry)>) {
+        let meta = self.next_meta();
+        let spool: PathBuf = self.spool.path().to_owned();
+        let mut writer = SegmentWriter::new(&self.head, &spool, meta.id, None).unwrap();
+        let upsert = change(&mut writer);
+        // Conversations of long ago are deleted.
+        let old = self.session.checked_sub(SESSIONS).map(log_path);
+        let remove = old
+            .filter(|path| self.head.tree().contains_key(path))
+            .into_iter()
+            .collect();
+        let segment = writer.finish(meta, Delta { upsert, remove }).unwrap();
+        self.put(segment);
+        self.commits += 1;
+        let meta = self.next_meta();
+        if let Some(segment) = compact(&self.history, &self.head, &spool, meta.id, meta).unwrap() {
+            self.put(segment);
+        }
+    }
+
+    fn put(&mut self, segment: Segment) {
+        self.history.commit(&segment).unwrap();
+        self.pruner.committed(segment.id(), Record::of(&segment));
+        self.head.advance(segment);
+    }
+
+    fn prune(&mut self) -> Pruned {
+        let own = Own {
+            generation: self.generation.id(),
+            needs: self.head.needs(),
+        };
+        self.pruner.prune(Some(&own), self.now).unwrap()
+    }
+
+    /// A step of a conversation: its log grows, and a few pages of the database change.
+    fn step(&mut self) {
+        let path = log_path(self.session);
+        let mut log = content(&self.head, &path);
+        let at = log.iter().map(chunk::len).sum::<u64>() / CUT as u64 * CUT as u64;
+        // What follows the last cut is stored again with what was appended.
+        let line = self.bytes(1200);
+        self.tail.extend(line);
+        let tail = self.tail.clone();
+        if self.tail.len() > CUT {
+            self.tail.drain(..CUT);
+        }
+        let page_of = |random: &mut StdRng| {
+            let all = if random.random_ratio(4, 5) { HOT } else { PAGES };
+            // Hot pages are all over the database.
+            random.random_range(0..all) * 13 % PAGES
+        };
+        let pages: Vec<(u64, Vec<u8>)> = (0..self.random.random_range(1..4u8))
+            .map(|_| (page_of(&mut self.random), self.bytes(PAGE)))
+            .collect();
+        let mut stored = content(&self.head, DATABASE);
+        self.commit(|writer| {
+            for (part, at) in tail.chunks(CUT).zip((at..).step_by(CUT)) {
+                chunk::splice(&mut log, at, CUT as u64, put(writer, part));
+            }
+            for (page, bytes) in pages {
+                chunk::splice(&mut stored, page * PAGE as u64, PAGE as u64, put(writer, &bytes));
+            }
+            let len = log.iter().map(chunk::len).sum();
+            vec![
+                (path, entry(Kind::File { len, extents: log })),
+                (DATABASE.to_vec(), database(stored)),
+            ]
+        });
+    }
+
+    /// What is in the store, what of it the present tree uses, what all kept commits use (each chunk once).
+    fn figures(&self) -> Figures {
+        let bucket = self.bucket.lock().unwrap();
+        let (objects, stored) = (
+            bucket.objects.len(),
+            bucket.objects.values().map(|object| object.len() as u64).sum(),
+        );
+        drop(bucket);
+        let (listed, problems) = self.history.list().unwrap();
+        assert!(problems.is_empty());
+        let mut chunks = HashMap::new();
+        for listed in listed {
+            // Those that retention has dropped, and only their objects are left, may have lost others' chunks.
+            if let Ok(head) = self.history.load(listed.meta.id) {
+                chunks.extend(head.chunks().map(|chunk| (chunk.hash, u64::from(chunk.at.len))));
+            }
+        }
+        Figures {
+            objects,
+            stored,
+            live: self.head.objects().values().map(|holding| holding.live).sum(),
+            of_head: self.head.objects().values().map(|holding| holding.size).sum(),
+            used: chunks.values().sum(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Figures {
+    objects: usize,
+    stored: u64,
+    live: u64,
+    of_head: u64,
+    used: u64,
+}
+
+fn ulid(now: Timestamp) -> Ulid {
+    Ulid::from_parts(now.as_millisecond() as u64, 0)
+}
+
+fn entry(kind: Kind) -> Entry {
+    Entry {
+        mode: 0o700,
+        uid: 0,
+        gid: 0,
+        mtime_ns: 0,
+        kind,
+    }
+}
+
+fn database(extents: Vec<Extent>) -> Entry {
+    entry(Kind::Sqlite {
+        len: PAGES * PAGE as u64,
+        page_size: PAGE as u32,
+        extents,
+    })
+}
+
+fn log_path(session: u64) -> Vec<u8> {
+    format!("state/sessions/{session:06}.jsonl").into_bytes()
+}
+
+fn put(writer: &mut SegmentWriter, bytes: &[u8]) -> Extent {
+    Extent::Data {
+        chunk: writer.put(bytes).unwrap(),
+        from: 0,
+        len: bytes.len() as u32,
+    }
+}
+
+fn content(head: &Head, path: &[u8]) -> Vec<Extent> {
+    head.tree()
+        .get(path)
+        .map_or(Vec::new(), |entry| extents_of(&entry.kind).to_vec())
+}
+
+#[test]
+fn a_year_of_a_busy_agent_stays_small_and_cheap() {
+    let mut agent = Agent::new();
+    let (mut charged, mut counted) = (0, 0);
+    for day in 0..DAYS {
+        agent.boot();
+        let begun = agent.now;
+        for _hour in 0..if day % 7 < 5 { 8 } else { 2 } {
+            for _turn in 0..2 {
+                if agent.random.random_ratio(1, 8) {
+                    agent.session += 1;
+                    agent.tail.clear();
+                }
+                for _step in 0..6 {
+                    agent.step();
+                    agent.pass(5);
+                }
+                agent.pass(HOUR / 2 - 30);
+            }
+            let pruned = agent.prune();
+            assert_eq!(pruned.fenced_by, None);
+        }
+        if day % MONTH == MONTH - 1 {
+            let class_a = agent.bucket.lock().unwrap().class_a;
+            let (operations, commits) = (class_a - charged, agent.commits - counted);
+            (charged, counted) = (class_a, agent.commits);
+            let dollars = operations as f64 * CLASS_A;
+            let figures = agent.figures();
+            println!(
+                "day {}: {commits} commits, {operations} operations, {dollars:.3} USD this month; {} generations, {figures:?}",
+                day + 1,
+                agent.history.generations().len()
+            );
+            // What a commit takes, and for each day a look through the history: at that rate a dollar a month pays
+            // for 1700 commits a day.
+            assert!(
+                operations <= 4 * commits + 400 * MONTH as u64,
+                "{operations} operations for {commits} commits"
+            );
+            assert!(dollars < 1.0, "{dollars} USD");
+            assert!(figures.objects < 2000, "{figures:?}");
+            assert!(figures.of_head <= 2 * figures.live + (8 << 20), "{figures:?}");
+            assert!(figures.stored <= 3 * figures.used, "{figures:?}");
+        }
+        agent.pass(24 * HOUR - agent.now.duration_since(begun).as_secs());
+    }
+    let line: Vec<Stretch> = agent.history.line();
+    assert_eq!(line[0].generation, agent.generation.id());
+}
