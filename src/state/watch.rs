@@ -273,8 +273,10 @@ impl Seen {
         if !rel.is_empty() && excluded(root, rel, is_dir).is_some() {
             return;
         }
-        // SQLite's own sidecars: our reading connections close them too, and would wake us for ever.
-        if event.mask.contains(Flags::IN_CLOSE_WRITE) && (path.ends_with(b"-wal") || path.ends_with(b"-shm")) {
+        // What SQLite does to its sidecars whenever a database is opened and closed, by us too: that is no change, and
+        // would wake us for ever.
+        let sidecar = path.ends_with(b"-wal") || path.ends_with(b"-shm");
+        if sidecar && (Flags::IN_CLOSE_WRITE | Flags::IN_ATTRIB).contains(event.mask) {
             return;
         }
         let moved_or_made = Flags::IN_CREATE | Flags::IN_MOVED_TO | Flags::IN_MOVED_FROM | Flags::IN_DELETE;

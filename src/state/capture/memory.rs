@@ -4,7 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::state::{model::TreePath, sqlite, walk::Stat};
+use crate::state::{
+    model::TreePath,
+    sqlite,
+    walk::{Stat, What},
+};
 
 /// A file whatever its names.
 pub type Inode = (u64, u64);
@@ -12,8 +16,8 @@ pub type Inode = (u64, u64);
 #[derive(Debug, Default)]
 pub struct Memory {
     stats: BTreeMap<TreePath, Stat>,
-    /// The names of files that have several.
-    links: BTreeMap<Inode, BTreeSet<TreePath>>,
+    /// The names of each file: one that has a single name may get another without a word about the first.
+    names: BTreeSet<(Inode, TreePath)>,
     databases: BTreeMap<TreePath, (Inode, sqlite::Known)>,
     troubles: BTreeMap<TreePath, String>,
     /// Something has been captured.
@@ -43,7 +47,8 @@ impl Memory {
     }
 
     pub fn names_of(&self, inode: Inode) -> impl Iterator<Item = &TreePath> {
-        self.links.get(&inode).into_iter().flatten()
+        let names = self.names.range((inode, TreePath::new())..);
+        names.take_while(move |(of, _)| *of == inode).map(|(_, name)| name)
     }
 
     /// What is known of the database at `path`, if it is still the same file.
@@ -89,8 +94,8 @@ impl Memory {
         for (path, stat) in update.stats {
             self.forget_stat(&path);
             self.troubles.remove(&path);
-            if stat.links > 1 && stat.what == crate::state::walk::What::File {
-                self.links.entry(stat.inode()).or_default().insert(path.clone());
+            if stat.what == What::File {
+                self.names.insert((stat.inode(), path.clone()));
             }
             self.stats.insert(path, stat);
         }
@@ -124,13 +129,8 @@ impl Memory {
     }
 
     fn forget_stat(&mut self, path: &[u8]) {
-        if let Some(stat) = self.stats.remove(path)
-            && let Some(names) = self.links.get_mut(&stat.inode())
-        {
-            names.remove(path);
-            if names.is_empty() {
-                self.links.remove(&stat.inode());
-            }
+        if let Some(stat) = self.stats.remove(path) {
+            self.names.remove(&(stat.inode(), path.to_vec()));
         }
     }
 }

@@ -342,6 +342,4 @@ impl Engine {
 }
 
 #[cfg(test)]
-mod campaign;
-#[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use nix::libc;
-use rusqlite::{Connection, OpenFlags, Transaction, config::DbConfig};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, config::DbConfig};
 
 use super::{CaptureError, Seen, wal};
 
@@ -38,10 +38,19 @@ pub struct View<'a> {
 }
 
 impl Reader {
-    /// Opens the database for writing, as far as SQLite needs that to recover what a crash left behind, but writes
-    /// nothing itself, and checkpoints nothing when it is closed.
+    /// Opens the database for reading: closing a file that was open for writing would look like a change. Only where
+    /// SQLite has to undo what a crash left half-done is it opened for writing, as by whoever would open it next.
     pub fn open(path: &Path) -> Result<Reader, CaptureError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        Reader::open_as(path, OpenFlags::SQLITE_OPEN_READ_ONLY).or_else(|error| match error.sqlite_error_code() {
+            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => {
+                Ok(Reader::open_as(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?)
+            }
+            _ => Err(error.into()),
+        })
+    }
+
+    fn open_as(path: &Path, access: OpenFlags) -> rusqlite::Result<Reader> {
+        let flags = access
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW
             | OpenFlags::SQLITE_OPEN_PRIVATE_CACHE;

@@ -1,6 +1,6 @@
 //! Captures of databases that are in use, against what they hold.
 
-use std::{fs, path::PathBuf};
+use std::{fs, os::fd::AsFd, path::PathBuf};
 
 use proptest::prelude::*;
 use rusqlite::Connection;
@@ -13,6 +13,7 @@ use crate::state::{
         kit::{Kit, meta},
         python::{BANK, Python, check_bank},
     },
+    watch::Watch,
 };
 
 #[test]
@@ -367,4 +368,44 @@ fn what_is_no_database_is_told_from_what_is_locked() {
     db.execute_batch("CREATE TABLE t(v); BEGIN EXCLUSIVE").unwrap();
     let failed = capture(&snapped.path, None, None, &mut writer).unwrap_err();
     assert!(matches!(failed, CaptureError::Busy(_)), "{failed}");
+}
+
+#[test]
+fn capturing_is_no_change() {
+    for mode in ["wal", "delete"] {
+        let mut snapped = Snapped::new("db");
+        let watch = Watch::start(|| {});
+        let db = open(&snapped);
+        db.pragma_update(None, "journal_mode", mode).unwrap();
+        db.execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, v); INSERT INTO t VALUES(1, 'x')")
+            .unwrap();
+        let dir = fs::File::open(snapped.kit.live()).unwrap();
+        watch.dir(b"state", dir.as_fd());
+        snapped.capture();
+        snapped.capture();
+        let changes = watch.take();
+        assert!(changes.is_empty(), "{mode}: {changes:?}");
+    }
+}
+
+#[test]
+fn what_a_crash_left_half_done_is_undone() {
+    let mut snapped = Snapped::new("db");
+    let db = open(&snapped);
+    db.execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, v)").unwrap();
+    for id in 0..100 {
+        db.execute("INSERT INTO t VALUES(?, randomblob(3500))", [id]).unwrap();
+    }
+    let before = dump(&db);
+    // Spilled from the cache into the file, and never committed: as after a crash once both files are copied.
+    db.execute_batch("BEGIN; UPDATE t SET v = randomblob(3500)").unwrap();
+    let crashed = Snapped::new("db");
+    for end in ["", "-journal"] {
+        let name = |path: &std::path::Path| PathBuf::from(format!("{}{end}", path.display()));
+        fs::copy(name(&snapped.path), name(&crashed.path)).unwrap();
+    }
+    drop(db);
+    snapped = crashed;
+    snapped.capture();
+    assert!(dump(&Connection::open(snapped.restore()).unwrap()) == before);
 }

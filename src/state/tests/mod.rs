@@ -2,6 +2,7 @@
 
 pub mod kit;
 mod model;
+pub mod process;
 pub mod python;
 mod reader;
 mod simulation;

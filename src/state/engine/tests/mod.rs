@@ -1,5 +1,8 @@
 //! The engine on real directories, real databases and a store that fails.
 
+mod campaign;
+mod limits;
+
 use std::{
     fs,
     io::Write,
@@ -172,8 +175,10 @@ fn what_is_there_at_boot_is_committed_and_a_boot_without_a_change_commits_nothin
     let mut live = live.reboot();
     assert_eq!(live.commit().id, first.id);
     assert_eq!(picture(&live.kit.live()), live.restore().0);
-    let live = live.reboot();
+    live.finish();
+    live.kit.reboot();
     live.kit.write("new", "1");
+    let live = Live::start(live.kit);
     let second = live.commit();
     assert_eq!(
         (second.parent, second.base, second.reason),

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::Child,
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,7 @@ use crate::{
     state::{
         recover::{Recovered, recover},
         restore::{self, Progress},
-        tests::python::check_bank,
+        tests::{process::again, python::check_bank},
     },
     store::{Expect, Patience, Store},
 };
@@ -25,7 +25,24 @@ const PLACE: &str = "MOLTINIT_CAMPAIGN";
 /// Kills, unless the environment says otherwise.
 const KILLS: u32 = 25;
 
-fn history(place: &Path) -> History {
+pub fn settings(place: &Path) -> Settings {
+    Settings {
+        roots: vec![Root {
+            name: "state".into(),
+            path: place.join("live"),
+        }],
+        pace: pace::Settings {
+            quiet: Duration::from_millis(5),
+            max_delay: Duration::from_millis(20),
+            min_gap: Duration::from_millis(5),
+        },
+        spool: place.join("spool"),
+        rescan: RESCAN,
+        gateway: Box::new(|| None),
+    }
+}
+
+pub fn history(place: &Path) -> History {
     let store = Store::open(&place.join("store"), Expect::Directory, Patience::default());
     History::open(store, "default", None).unwrap()
 }
@@ -54,21 +71,7 @@ fn victim() {
     fs::create_dir_all(&live).unwrap();
     let history = history(&place);
     let generation = history.begin(ulid::Ulid::generate(), head.id());
-    let pace = pace::Settings {
-        quiet: Duration::from_millis(5),
-        max_delay: Duration::from_millis(20),
-        min_gap: Duration::from_millis(5),
-    };
-    let settings = Settings {
-        roots: vec![Root {
-            name: "state".into(),
-            path: live.clone(),
-        }],
-        pace,
-        spool: place.join("spool"),
-        rescan: RESCAN,
-        gateway: Box::new(|| None),
-    };
+    let settings = settings(&place);
     let (events, _kept) = Events::channel();
     let engine = start(settings, history, generation, head, events).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -111,22 +114,8 @@ struct Victim {
 }
 
 impl Victim {
-    #[expect(clippy::disallowed_methods, reason = "a test's own helper")]
     fn start(place: &Path) -> Victim {
-        let test = concat!(module_path!(), "::victim").split_once("::").unwrap().1;
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([test, "--exact", "--nocapture"])
-            .env(PLACE, place)
-            .stdout(Stdio::piped())
-            .stderr(
-                fs::OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(place.join("stderr"))
-                    .unwrap(),
-            )
-            .spawn()
-            .unwrap();
+        let mut child = again(module_path!(), "victim", PLACE, place);
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let last = move || {
             let said = lines

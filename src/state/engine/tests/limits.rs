@@ -1,0 +1,122 @@
+//! What a machine does not have: memory without end, and watches for every directory.
+
+use std::{fs, os::unix::fs::FileExt};
+
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+use super::{
+    campaign::{history, settings},
+    *,
+};
+use crate::state::tests::process::{again, again_with_few_watches};
+
+/// Where much state lies; only set for the process whose memory is measured.
+const MUCH: &str = "MOLTINIT_MUCH_STATE";
+
+fn memory(field: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// Commits all there is and then a change, and says by how many bytes its memory grew at most.
+#[test]
+fn glutton() {
+    let Ok(place) = std::env::var(MUCH) else { return };
+    let place = PathBuf::from(place);
+    let history = history(&place);
+    let generation = history.begin(ulid::Ulid::generate(), None);
+    let settings = settings(&place);
+    let (events, _kept) = Events::channel();
+    let before = memory("VmRSS");
+    let engine = start(settings, history, generation, Head::default(), events).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(engine.commit_now()).unwrap();
+    fs::write(place.join("live/files/0"), "changed").unwrap();
+    runtime.block_on(engine.commit_now()).unwrap();
+    println!("grew {}", memory("VmHWM") - before);
+}
+
+#[test]
+fn memory_is_bounded_whatever_the_size_of_the_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let live = dir.path().join("live");
+    fs::create_dir_all(live.join("files")).unwrap();
+    for n in 0..10_000 {
+        fs::write(live.join(format!("files/{n}")), n.to_string()).unwrap();
+    }
+    let large = fs::File::create(live.join("large")).unwrap();
+    let mut random = SmallRng::seed_from_u64(1);
+    let mut bytes = vec![0; 1 << 20];
+    for n in 0..150 {
+        random.fill(&mut bytes[..]);
+        large.write_all_at(&bytes, n << 20).unwrap();
+    }
+    let db = rusqlite::Connection::open(live.join("db")).unwrap();
+    db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; CREATE TABLE t(v)")
+        .unwrap();
+    for _ in 0..100 {
+        db.execute("INSERT INTO t VALUES(randomblob(1 << 20))", []).unwrap();
+    }
+    let child = again(module_path!(), "glutton", MUCH, dir.path())
+        .wait_with_output()
+        .unwrap();
+    let said = String::from_utf8(child.stdout).unwrap();
+    let grew = said
+        .lines()
+        .find_map(|line| line.strip_prefix("grew ")?.parse::<u64>().ok());
+    let grew = grew.unwrap_or_else(|| panic!("{said}\n{}", fs::read_to_string(dir.path().join("stderr")).unwrap()));
+    assert!(grew < 64 << 20, "it grew by {} MiB", grew >> 20);
+}
+
+/// Where more directories lie than can be watched; only set for the process that is to cope.
+const BLIND: &str = "MOLTINIT_FEW_WATCHES";
+
+#[test]
+fn blind() {
+    let Ok(place) = std::env::var(BLIND) else { return };
+    let place = PathBuf::from(place);
+    let history = history(&place);
+    let generation = history.begin(ulid::Ulid::generate(), None);
+    let settings = settings(&place);
+    let (events, mut said) = Events::channel();
+    let _engine = start(settings, history.clone(), generation, Head::default(), events).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let mut committed = || loop {
+        let event = runtime.block_on(async { tokio::time::timeout(DEADLINE, said.recv()).await });
+        if let Event::SnapshotCommitted { commit, .. } = event.unwrap().unwrap() {
+            return history.load(commit).unwrap().tree().clone();
+        }
+    };
+    committed();
+    // In a directory that is surely not watched, as none of these was made before the limit was reached.
+    for n in 0..20 {
+        fs::write(place.join(format!("live/{n}/new")), "1").unwrap();
+    }
+    let all = |tree: crate::state::model::Tree| (0..20).all(|n| tree.contains_key(format!("state/{n}/new").as_bytes()));
+    while !all(committed()) {}
+    println!("found all");
+}
+
+#[test]
+fn directories_that_cannot_be_watched_are_scanned() {
+    let dir = tempfile::tempdir().unwrap();
+    for n in 0..20 {
+        fs::create_dir_all(dir.path().join(format!("live/{n}"))).unwrap();
+    }
+    let child = again_with_few_watches(module_path!(), "blind", BLIND, dir.path())
+        .wait_with_output()
+        .unwrap();
+    let said = String::from_utf8(child.stdout).unwrap();
+    let stderr = fs::read_to_string(dir.path().join("stderr")).unwrap();
+    assert!(said.contains("found all"), "{said}\n{stderr}");
+}
