@@ -56,10 +56,11 @@ pub fn header(bytes: &[u8]) -> Result<Option<Header>, BadFrame> {
     if !matches!(opcode, 0x0..=0x2 | 0x8..=0xa) {
         return Err(BadFrame::Opcode(opcode));
     }
-    let extended = match second & 0x7f {
-        126 => 2,
-        127 => 8,
-        _ => 0,
+    // How many bytes of length follow, and the least that is worth them: "the minimal number of bytes MUST be used".
+    let (extended, least) = match second & 0x7f {
+        126 => (2, 126),
+        127 => (8, 1 << 16),
+        _ => (0, 0),
     };
     let masked = second & 0x80 != 0;
     let len = 2 + extended + if masked { 4 } else { 0 };
@@ -70,8 +71,7 @@ pub fn header(bytes: &[u8]) -> Result<Option<Header>, BadFrame> {
         0 => u64::from(second & 0x7f),
         _ => rest[..extended].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
     };
-    let least = [0, 126, 0, 0, 0, 0, 0, 0, 1 << 16];
-    if payload < least[extended] || payload > i64::MAX as u64 {
+    if payload < least || payload > i64::MAX as u64 {
         return Err(BadFrame::Length);
     }
     if opcode >= 0x8 && (!fin || extended > 0) {
