@@ -175,6 +175,7 @@ impl<'a> Work<'a> {
             let normal = view.pages / (BUFFER as u32 / view.page_size) + SLICES;
             let patient = restarts <= RESTARTS && slices <= normal;
             let done = self.read(&view, patient, writer)?;
+            reader.nothing_behind(&view)?;
             self.seen = view.seen(before);
             drop(view);
             self.put(writer)?;

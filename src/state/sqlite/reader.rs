@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -124,6 +124,20 @@ impl Reader {
             counter: (!has_log).then_some(counter),
             tx,
         })
+    }
+
+    /// Makes sure that the file has no bytes after its last page, which an image would not have either. With a log
+    /// the file may be of any length.
+    pub fn nothing_behind(&self, view: &View) -> Result<(), CaptureError> {
+        let pages = u64::from(view.pages) * u64::from(view.page_size);
+        match fs::symlink_metadata(&self.path) {
+            Ok(meta) if view.counter.is_some() && meta.len() > pages => Err(CaptureError::Damaged(format!(
+                "it has {} bytes after its last page",
+                meta.len() - pages
+            ))),
+            Ok(_) => Ok(()),
+            Err(error) => Err(CaptureError::Unavailable(error.to_string())),
+        }
     }
 
     fn open_log(&self) -> Result<Option<File>, CaptureError> {

@@ -2,6 +2,7 @@
 
 mod campaign;
 mod limits;
+mod model;
 
 use std::{
     fs,
