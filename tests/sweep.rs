@@ -6,16 +6,22 @@ mod bench;
 
 use std::time::Duration;
 
+use moltinit::pid1::{Spawn, Spawner};
+
 use bench::{Bench, PATIENCE, shell, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_outlives_the_sweep() {
-    // What cannot be known for a service's: without a parent, a session or an environment of it, and deaf.
+    let bench = Bench::start(vec![shell("b", "exec sleep 1000")]);
+    // Left by a command that is no service: without a parent, a session or an environment to tell whose, and deaf.
     let script = "for n in 1 2 3; do
             (setsid env -i D=$D SUPERVISE_TEST=$SUPERVISE_TEST sh -c \
-                'trap \"\" TERM; echo up >>$D/up; while :; do sleep 1000; done' &)
-        done; exec sleep 1000";
-    let bench = Bench::start(vec![shell("a", script), shell("b", "exec sleep 1000")]);
+                'trap \"\" TERM; echo up >>$D/up; while :; do sleep 1000; done' >/dev/null 2>&1 &)
+        done";
+    let mut command = Spawn::new(["sh", "-c", script]);
+    command.env.push(("D".into(), bench.dir.path().into()));
+    command.env.push(("SUPERVISE_TEST".into(), bench.mark.clone().into()));
+    Spawner::start().unwrap().run(command, PATIENCE).await.unwrap();
     until(|| {
         let up = std::fs::read_to_string(bench.file("up")).unwrap_or_default();
         (up.lines().count() == 3).then_some(())

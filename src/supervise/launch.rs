@@ -24,6 +24,7 @@ use super::{
     logs, ports,
     probe::Notice,
     procfs::MARK,
+    scores::Scores,
 };
 
 /// How long a keeper may take over anything.
@@ -80,7 +81,7 @@ pub struct Launcher {
     pub spawner: Spawner,
     /// Of all services; the service's own is added to it.
     pub env: Arc<Environment>,
-    pub oom_score_adj: i32,
+    pub scores: Scores,
 }
 
 impl Launcher {
@@ -112,7 +113,7 @@ impl Launcher {
         let mut spawn = Spawn::new(launch.argv.as_ref().unwrap_or(&self.service.command));
         spawn.env = env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         spawn.cwd = launch.cwd;
-        spawn.oom_score_adj = Some(self.oom_score_adj);
+        spawn.oom_score_adj = Some(self.scores.main);
         let (stdout, out) = logs::pipe()?;
         let (stderr, err) = logs::pipe()?;
         (spawn.stdout, spawn.stderr) = (Stdio::Fd(out), Stdio::Fd(err));

@@ -1,15 +1,6 @@
-//! How much memory there is, how much is used, and whether the kernel has killed for it.
+//! How much memory there is, how much is used, and whether the kernel has killed for want of it.
 
 use std::{fs, path::PathBuf};
-
-use nix::unistd::{Pid, getpid};
-
-/// How ready the kernel shall be to kill: the supervisor never, a service rather than what was there before, what a
-/// service has started (an agent's tools) rather than the service itself.
-const SUPERVISOR_SCORE: i32 = -1000;
-const SERVICE_ABOVE: i32 = 200;
-const DESCENDANT_ABOVE: i32 = 600;
-const SCORE_MAX: i32 = 1000;
 
 /// Where this container's memory is accounted for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,45 +129,6 @@ impl Pressure {
     }
 }
 
-/// The kernel's choice of whom to kill, in numbers for `oom_score_adj`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Scores {
-    pub service: i32,
-    pub descendant: i32,
-}
-
-impl Scores {
-    /// Takes this process out of the kernel's choice if it is PID 1 and may, and says what services get.
-    pub fn settle() -> Scores {
-        let before = score(getpid()).unwrap_or(0);
-        if getpid() == Pid::from_raw(1) {
-            set_score(Pid::from_raw(1), SUPERVISOR_SCORE);
-        }
-        Scores::above(before.max(0))
-    }
-
-    fn above(before: i32) -> Scores {
-        Scores {
-            service: (before + SERVICE_ABOVE).min(SCORE_MAX - 1),
-            descendant: (before + DESCENDANT_ABOVE).min(SCORE_MAX),
-        }
-    }
-}
-
-fn score(pid: Pid) -> Option<i32> {
-    fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
-}
-
-/// Makes the kernel kill that process rather than others. A process that has just ended needs none of it, and where
-/// it is not allowed nothing can be done.
-pub fn set_score(pid: Pid, score: i32) {
-    let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string());
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -248,14 +200,5 @@ mod tests {
             .map(|used| pressure.is_news(Usage { used, limit: 100 }))
             .to_vec();
         assert_eq!(told, [false, true, false, false, false, false, true]);
-    }
-
-    #[test]
-    fn what_a_service_starts_goes_first_and_the_supervisor_last() {
-        for before in [0, 500, 1000] {
-            let scores = Scores::above(before);
-            assert!(SUPERVISOR_SCORE < scores.service && scores.service < scores.descendant);
-            assert!(scores.descendant <= SCORE_MAX);
-        }
     }
 }

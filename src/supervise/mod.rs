@@ -8,7 +8,7 @@
 //! * [`launch`], [`tree`], [`ports`], [`procfs`]: starting a process, and ending everything it has become.
 //! * [`probe`], [`pulse`]: is it ready, is it well, and were we even awake to ask.
 //! * [`lines`], [`logs`]: what services write.
-//! * [`memory`], [`census`]: who uses how much, and whom the kernel shall kill.
+//! * [`memory`], [`census`], [`scores`]: who uses how much, and whom the kernel shall kill.
 //! * [`board`], [`service`], [`run`], [`handle`]: where all stand, who does it, and who may ask for it.
 
 mod backoff;
@@ -27,6 +27,7 @@ pub mod probe;
 mod procfs;
 mod pulse;
 mod run;
+mod scores;
 mod service;
 mod tree;
 
@@ -59,9 +60,10 @@ use self::{
     launch::Launcher,
     logs::Log,
     machine::Input,
-    memory::{Accounts, Scores},
+    memory::Accounts,
     order::Order,
     pulse::Pulse,
+    scores::Scores,
     service::{Common, Message, Task},
 };
 
@@ -93,13 +95,13 @@ impl Supervisor {
             events: self.events,
             pulse: Pulse::start(),
             accounts,
-            scores: Scores::settle(),
             mask: self.mask.clone(),
             gave_up: watch::Sender::new(false),
         });
         let env = Arc::new(self.env);
         let mut services = std::collections::BTreeMap::new();
-        for service in self.services {
+        let score = scores::settle();
+        for (index, service) in self.services.into_iter().enumerate() {
             let service = Arc::new(service);
             let log = Log::new(&service.name, self.mask.clone());
             let care = self.cares.remove(&service.name).unwrap_or_else(|| Arc::new(NoCare));
@@ -108,7 +110,7 @@ impl Supervisor {
                 care,
                 spawner: self.spawner.clone(),
                 env: Arc::clone(&env),
-                oom_score_adj: common.scores.service,
+                scores: Scores::of(index, score),
             });
             let name = service.name.clone();
             let task = Task::new(service, launcher, Arc::clone(&log), Arc::clone(&common));

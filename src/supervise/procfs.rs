@@ -4,6 +4,8 @@ use std::{fs, io, path::PathBuf, time::Duration};
 
 use nix::unistd::{Pid, SysconfVar, getpid, sysconf};
 
+use super::scores;
+
 /// The variable by which a service's processes are known when nothing else tells whose they are.
 pub const MARK: &str = "MOLTINIT_SERVICE";
 
@@ -24,6 +26,8 @@ pub struct Process {
     pub name: String,
     /// For a child of ours: the service that its environment names.
     pub mark: Option<String>,
+    /// For a child of ours without a mark: its `oom_score_adj`.
+    pub score: Option<i32>,
 }
 
 /// Every process that is alive.
@@ -64,6 +68,7 @@ impl Table {
             };
             if with_marks && process.parent == me {
                 process.mark = mark(process.pid);
+                process.score = process.mark.is_none().then(|| scores::get(process.pid)).flatten();
             }
             processes.push(process);
         }
@@ -114,6 +119,7 @@ fn parse(pid: Pid, stat: &str, page: u64) -> Option<Process> {
         resident: u64::try_from(number(21)?).ok()? * page,
         name,
         mark: None,
+        score: None,
     })
 }
 

@@ -19,9 +19,9 @@ use super::{
     launch::Started,
     logs::{Log, Stream},
     machine::Input,
-    memory,
     probe::Prober,
     procfs::Table,
+    scores::{self, Scores},
     service::{Message, Task},
     tree::Tree,
 };
@@ -89,7 +89,7 @@ impl Run {
             was_ready: false,
             oom_kills: task.common.accounts.oom_kills(),
             ended: None,
-            tree: Some(Tree::new(&task.service.name, pid)),
+            tree: Some(Tree::new(&task.service.name, pid, task.launcher.scores)),
             scored: HashMap::new(),
             first_line,
             readers: readers.into(),
@@ -136,14 +136,14 @@ impl Run {
 
     /// Finds its processes: has the kernel kill what it has started before itself, and gives the memory of all in
     /// bytes.
-    pub fn count(&mut self, table: &Table, descendants_score: i32) -> Option<u64> {
+    pub fn count(&mut self, table: &Table, scores: Scores) -> Option<u64> {
         let tree = self.tree.as_mut()?;
         let members = tree.members(table);
         let used = members.iter().map(|process| process.resident).sum();
         let before = mem::take(&mut self.scored);
         for process in members.into_iter().filter(|process| process.pid != self.pid) {
             if before.get(&process.pid) != Some(&process.started) && !tree.spares(process) {
-                memory::set_score(process.pid, descendants_score);
+                scores::set(process.pid, scores.descendant);
             }
             self.scored.insert(process.pid, process.started);
         }

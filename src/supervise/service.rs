@@ -24,7 +24,7 @@ use super::{
     launch::{Launcher, Outcome, Started, within_patience},
     logs::Log,
     machine::{Action, Input, Machine},
-    memory::{Accounts, Scores},
+    memory::Accounts,
     order::Order,
     procfs::Table,
     pulse::Pulse,
@@ -50,7 +50,6 @@ pub struct Common {
     pub events: Events,
     pub pulse: Pulse,
     pub accounts: Accounts,
-    pub scores: Scores,
     pub mask: Mask,
     /// Set when a crash loop shall end the supervisor.
     pub gave_up: watch::Sender<bool>,
@@ -228,7 +227,7 @@ impl Task {
     /// Looks at its processes among all there are.
     fn count(&mut self, table: &Table) {
         let Some(run) = &mut self.run else { return };
-        let Some(used) = run.count(table, self.common.scores.descendant) else {
+        let Some(used) = run.count(table, self.launcher.scores) else {
             return;
         };
         run.oom_kills = self.common.accounts.oom_kills();

@@ -2,7 +2,7 @@
 //!
 //! The main process leads a session of its own, but what it starts may leave it: by `setsid`, by a double fork. As
 //! orphans come to us (PID 1 or a subreaper), every process of a service stays below us, and is known by its
-//! parents, by its session, by having been seen before, or by the mark in its environment.
+//! parents, by its session, by having been seen before, by the mark in its environment, or by its score.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,7 +20,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
 
-use super::procfs::{self, Process, Table};
+use super::{
+    procfs::{self, Process, Table},
+    scores::Scores,
+};
 
 /// A process that has not ended so long after SIGKILL hangs in the kernel, most likely on a file system that does
 /// not answer; nothing can be done about it.
@@ -33,15 +36,17 @@ const LOOK_MAX: Duration = Duration::from_millis(100);
 pub struct Tree {
     service: String,
     main: Pid,
+    scores: Scores,
     /// Every process seen so far, by pid and start time.
     known: HashMap<Pid, u64>,
 }
 
 impl Tree {
-    pub fn new(service: &str, main: Pid) -> Self {
+    pub fn new(service: &str, main: Pid, scores: Scores) -> Self {
         Tree {
             service: service.to_owned(),
             main,
+            scores,
             known: HashMap::new(),
         }
     }
@@ -59,7 +64,8 @@ impl Tree {
                     || found.contains(&process.parent)
                     || sessions.contains(&process.session)
                     || self.known.get(&process.pid) == Some(&process.started)
-                    || process.mark.as_ref() == Some(&self.service);
+                    || process.mark.as_ref() == Some(&self.service)
+                    || process.score.is_some_and(|score| self.scores.tell(score));
                 if belongs && process.pid != table.me && table.is_ours(process) && found.insert(process.pid) {
                     // No new process can get the number of a session that still has a member.
                     let another = Some(process.session) != mine && process.session != Pid::from_raw(0);
@@ -249,6 +255,7 @@ mod tests {
             resident: 1,
             name: "p".into(),
             mark: mark.map(str::to_owned),
+            score: None,
         }
     }
 
@@ -261,7 +268,7 @@ mod tests {
     }
 
     fn tree() -> Tree {
-        Tree::new("a", Pid::from_raw(10))
+        Tree::new("a", Pid::from_raw(10), Scores::of(0, 0))
     }
 
     #[test]
@@ -291,6 +298,21 @@ mod tests {
         let mut another = process(12, 1, 12, None);
         another.started = 2;
         assert_eq!(members(&mut tree, vec![another]), [0; 0]);
+    }
+
+    #[test]
+    fn who_has_dropped_all_else_is_known_by_its_score() {
+        let with_score = |pid, score| Process {
+            score: Some(score),
+            ..process(pid, 1, pid, None)
+        };
+        let [a, b] = [0, 1].map(|index| Scores::of(index, 0));
+        let all = vec![
+            with_score(20, a.main),
+            with_score(21, a.descendant),
+            with_score(22, b.main),
+        ];
+        assert_eq!(members(&mut tree(), all), [20, 21]);
     }
 
     #[test]

@@ -36,7 +36,8 @@ pub struct Bench {
     pub handle: Handle,
     pub dir: TempDir,
     events: mpsc::UnboundedReceiver<Event>,
-    mark: String,
+    /// The value of `SUPERVISE_TEST` in the environment of all that comes from this bench.
+    pub mark: String,
 }
 
 impl Bench {

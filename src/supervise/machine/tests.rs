@@ -352,14 +352,14 @@ impl World {
                 self.clearing = false;
                 self.keeper_held = matches!(verdict, Verdict::Hold(_));
                 let at_once = *verdict == Verdict::RestartNow && self.ready.is_some();
-                self.ended_by_itself(now, at_once, policy);
+                self.ended_by_itself(now, at_once || self.keeper_held, policy);
             }
             _ => {}
         }
     }
 
-    fn ended_by_itself(&mut self, now: Instant, at_once: bool, policy: &Service) {
-        if self.wanted && !self.held && !self.asked && !at_once {
+    fn ended_by_itself(&mut self, now: Instant, excused: bool, policy: &Service) {
+        if self.wanted && !self.held && !self.asked && !excused {
             self.failures += 1;
             self.not_before = Some(now + self.least_delay(policy));
         }

@@ -186,11 +186,13 @@ mod tests {
         let url = format!("http://{}/", listener.local_addr().unwrap());
         let server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await.unwrap();
             stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
             while stream.write_all(&[b' '; 4096]).await.is_ok() {}
         });
         let checked = timeout(Duration::from_secs(30), check(&url, Some("ok"))).await.unwrap();
-        assert!(checked.unwrap_err().contains("length limit"));
+        let why = checked.unwrap_err();
+        assert!(why.contains("length limit"), "{why}");
         server.await.unwrap();
     }
 
