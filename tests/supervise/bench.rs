@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -38,6 +38,8 @@ pub struct Bench {
     events: mpsc::UnboundedReceiver<Event>,
     /// The value of `SUPERVISE_TEST` in the environment of all that comes from this bench.
     pub mark: String,
+    /// A process is one supervisor's: two in one process take each other's children of the same name for their own.
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Bench {
@@ -47,7 +49,9 @@ impl Bench {
 
     /// In the services' environment `D` is a directory of their own.
     pub fn with_cares(services: Vec<Service>, cares: HashMap<String, Arc<dyn Care>>) -> Bench {
+        static ALONE: Mutex<()> = Mutex::new(());
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         take_role();
         let mark = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = TempDir::new().unwrap();
@@ -68,6 +72,7 @@ impl Bench {
             dir,
             events,
             mark,
+            _alone: alone,
         }
     }
 
