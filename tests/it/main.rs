@@ -11,3 +11,4 @@ mod life;
 mod mistakes;
 mod outage;
 mod support;
+mod worker;

@@ -1,0 +1,36 @@
+//! The Worker of `worker/`, in real workerd: its own tests, which run under Node.
+
+use std::{path::Path, process::Command};
+
+use crate::support::MOLTINIT;
+
+/// Runs `worker/tests/NAME.test.mjs`.
+fn node_test(name: &str) {
+    let worker = Path::new(env!("CARGO_MANIFEST_DIR")).join("worker");
+    let output = Command::new("node")
+        .args(["--test", "--test-reporter=spec"])
+        .arg(worker.join("tests").join(format!("{name}.test.mjs")))
+        .current_dir(&worker)
+        .env("MOLTINIT_TEST_BIN", MOLTINIT)
+        .output()
+        .expect("node");
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success(), "{}", said.concat());
+    // A file in which no test is found is a success too.
+    assert!(said[0].contains("pass "), "{}", said.concat());
+}
+
+#[test]
+fn the_worker_lets_in_only_whom_access_let_in() {
+    node_test("access");
+}
+
+#[test]
+fn the_worker_keeps_every_callback_once_and_only_ours() {
+    node_test("events");
+}
+
+#[test]
+fn the_worker_relays_cdp_to_whoever_has_the_secret() {
+    node_test("cdp");
+}

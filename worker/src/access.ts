@@ -1,0 +1,142 @@
+import type { Env } from "./env";
+import { problem } from "./problem";
+
+/** Who Cloudflare Access says is asking. */
+export interface Identity {
+  sub: string;
+  email?: string;
+}
+
+/** Why a token is refused. */
+export class Refused extends Error {}
+
+/** Clocks differ: so many seconds are forgiven either way. */
+const SKEW = 60;
+/** Milliseconds for which Access's keys are used without asking again. */
+const FRESH = 3_600_000;
+/** A key that is not known is asked for, but not more often than this, whoever makes tokens up. */
+const PATIENCE = 30_000;
+
+interface Keys {
+  fetched: number;
+  byId: Map<string, CryptoKey>;
+}
+
+const cache = new Map<string, Keys>();
+
+const ALGORITHM = { name: "RSASSA-PKCS1-v1_5", hash: "SHA-256" };
+
+/** Every request that is not for a public route: `undefined` lets it pass. */
+export async function guard(request: Request, env: Env): Promise<Response | undefined> {
+  const url = new URL(request.url);
+  if (fromElsewhere(request, url)) return problem(403, "This request comes from another site");
+  // On Cloudflare no request has this hostname, so the flag opens nothing there.
+  if (env.DEV_MODE === "true" && ["localhost", "127.0.0.1"].includes(url.hostname)) return undefined;
+  if (!env.CF_ACCESS_TEAM_DOMAIN || !env.CF_ACCESS_AUD) {
+    return problem(503, "Not set up", "Set CF_ACCESS_TEAM_DOMAIN and CF_ACCESS_AUD, with `npx wrangler secret put NAME`.");
+  }
+  const token = tokenOf(request);
+  if (!token) return problem(401, "No login", "Put Cloudflare Access in front of this Worker.");
+  try {
+    await verify(token, env.CF_ACCESS_TEAM_DOMAIN, env.CF_ACCESS_AUD);
+    return undefined;
+  } catch (error) {
+    if (error instanceof Refused) return problem(401, "Login refused", error.message);
+    console.error("Cloudflare Access:", error);
+    return problem(503, "Login cannot be checked now", "Cloudflare Access does not say its keys.", { "Retry-After": "5" });
+  }
+}
+
+/** A page of another site acts with this site's cookie: browsers say so for everything but plain navigation. */
+function fromElsewhere(request: Request, url: URL): boolean {
+  const origin = request.headers.get("Origin");
+  const reads = ["GET", "HEAD"].includes(request.method) && !request.headers.has("Upgrade");
+  return origin !== null && !reads && origin !== url.origin;
+}
+
+function tokenOf(request: Request): string | undefined {
+  const header = request.headers.get("Cf-Access-Jwt-Assertion");
+  const cookie = /(?:^|;\s*)CF_Authorization=([^;]+)/.exec(request.headers.get("Cookie") ?? "");
+  return header ?? cookie?.[1];
+}
+
+/**
+ * Checks an Access token: signature (RS256 and nothing else), issuer, audience, and time. `now` is in seconds.
+ *
+ * https://developers.cloudflare.com/cloudflare-one/identity/authorization-cookie/validating-json/
+ *
+ * @throws Refused when the token is not good; anything else when that cannot be told.
+ */
+export async function verify(token: string, team: string, audience: string, now = Date.now() / 1000): Promise<Identity> {
+  const [head, body, signature, rest] = token.split(".");
+  if (!head || !body || !signature || rest !== undefined) throw new Refused("It is not a token.");
+  const header = decode(head);
+  if (header.alg !== "RS256") throw new Refused("It is not signed with RS256.");
+  const issuer = issuerOf(team);
+  const key = typeof header.kid === "string" ? await keyOf(issuer, header.kid) : undefined;
+  if (!key) throw new Refused("It is signed with a key that Cloudflare Access does not have.");
+  const signed = new TextEncoder().encode(`${head}.${body}`);
+  if (!(await crypto.subtle.verify(ALGORITHM, key, bytes(signature), signed))) throw new Refused("Its signature is wrong.");
+
+  const claims = decode(body);
+  if (claims.iss !== issuer) throw new Refused("It is from another team.");
+  if (![claims.aud].flat().includes(audience)) throw new Refused("It is for another application.");
+  if (typeof claims.exp !== "number" || claims.exp + SKEW <= now) throw new Refused("It has expired.");
+  for (const start of [claims.nbf, claims.iat]) {
+    if (start !== undefined && !(typeof start === "number" && start - SKEW <= now)) throw new Refused("It is not valid yet.");
+  }
+  if (typeof claims.sub !== "string") throw new Refused("It names nobody.");
+  return { sub: claims.sub, email: typeof claims.email === "string" ? claims.email : undefined };
+}
+
+/** The team may be given as `myteam`, as its domain, or as its URL. */
+function issuerOf(team: string): string {
+  const domain = team.trim().replace(/^https:\/\//, "").replace(/\/+$/, "");
+  return `https://${domain.includes(".") ? domain : `${domain}.cloudflareaccess.com`}`;
+}
+
+async function keyOf(issuer: string, id: string): Promise<CryptoKey | undefined> {
+  let keys = cache.get(issuer);
+  const age = keys ? Date.now() - keys.fetched : Infinity;
+  if (!keys || age > FRESH || (!keys.byId.has(id) && age > PATIENCE)) {
+    try {
+      keys = await fetchKeys(issuer);
+      cache.set(issuer, keys);
+    } catch (error) {
+      // Keys are not withdrawn within hours; an outage of Access need not lock its users out.
+      if (!keys) throw error;
+    }
+  }
+  return keys.byId.get(id);
+}
+
+async function fetchKeys(issuer: string): Promise<Keys> {
+  const answer = await fetch(`${issuer}/cdn-cgi/access/certs`, { signal: AbortSignal.timeout(10_000) });
+  if (!answer.ok) throw new Error(`${issuer} answers ${answer.status}`);
+  const { keys } = await answer.json<{ keys: (JsonWebKey & { kid: string })[] }>();
+  const imported = keys
+    .filter((key) => key.kty === "RSA")
+    .map(async ({ kid, kty, n, e }) => {
+      const key = await crypto.subtle.importKey("jwk", { kty, n, e, alg: "RS256" }, ALGORITHM, false, ["verify"]);
+      return [kid, key] as const;
+    });
+  return { fetched: Date.now(), byId: new Map(await Promise.all(imported)) };
+}
+
+function decode(part: string): Record<string, unknown> {
+  try {
+    const value: unknown = JSON.parse(new TextDecoder().decode(bytes(part)));
+    if (typeof value === "object" && value !== null) return value as Record<string, unknown>;
+  } catch {
+    // Said below.
+  }
+  throw new Refused("It is not a token.");
+}
+
+function bytes(base64url: string): Uint8Array {
+  try {
+    return Uint8Array.from(atob(base64url.replace(/-/g, "+").replace(/_/g, "/")), (char) => char.charCodeAt(0));
+  } catch {
+    throw new Refused("It is not a token.");
+  }
+}
