@@ -15,7 +15,7 @@ use super::{
 use crate::{
     config::{self, Config},
     event::{Event, Events, Phase},
-    gateway::Gateway,
+    gateway::{self, Gateway},
     report::control::Refusal,
     state::{
         engine::{self, EngineHandle},
@@ -223,9 +223,11 @@ fn roots(config: &Config) -> Vec<(String, PathBuf)> {
 }
 
 fn plan(config: &Config) -> Plan {
+    let of = config.clone();
     Plan {
         store: config.store.clone(),
         roots: roots(config),
+        workspace: (WORKSPACE, Box::new(move |text| gateway::workspace_in(&of, text))),
         work: config.work_dir(),
         progress: Arc::new(Progress::default()),
     }

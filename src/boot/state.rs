@@ -14,10 +14,13 @@ use crate::{
     config,
     event::{Event, Events, Phase, millis},
     state::{
+        fetch,
         head::Head,
         history::{Generation, History},
+        legacy::{self, LegacyError},
         recover::{RecoverError, Recovered, recover},
         restore::{Progress, resume},
+        segment::reader::ReadError,
     },
     store::{StoreError, mounts},
 };
@@ -25,14 +28,50 @@ use crate::{
 /// Between looks at a store that is not there or does not answer. A change of the mounts is looked at once.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// The gateway's configuration in a snapshot, and the most bytes of it that are read.
+const CONFIG: &[u8] = b"state/openclaw.json";
+const MAX_CONFIG: u64 = 4 << 20;
+
 /// What to bring back, and where to.
 pub struct Plan {
     pub store: config::Store,
-    /// The snapshot's roots and their places on this disk.
+    /// The snapshot's roots and their places on this disk, those that are known beforehand.
     pub roots: Vec<(String, PathBuf)>,
+    /// Where the root of this name goes when it is not among them, by the gateway's configuration in the snapshot.
+    pub workspace: (&'static str, WorkspaceOf),
     /// A local directory that is the same at every boot of a disk, for the journal of the restore.
     pub work: PathBuf,
     pub progress: Arc<Progress>,
+}
+
+/// From the gateway's configuration, if there is one, to where its agent works.
+pub type WorkspaceOf = Box<dyn Fn(Option<&[u8]>) -> PathBuf + Send>;
+
+impl Plan {
+    /// Where the roots of a commit go. A workspace outside of the state is where the configuration in the commit has
+    /// it; this container may never have seen it.
+    fn targets(&self, history: &History, head: &Head) -> Result<Vec<(String, PathBuf)>, ReadError> {
+        let (name, workspace_of) = &self.workspace;
+        let mut targets = self.roots.clone();
+        if !self.knows_workspace() && head.tree().contains_key(name.as_bytes()) {
+            let config = fetch::file(history, head, CONFIG, MAX_CONFIG)?;
+            // One that is below another root is part of that root from now on.
+            if self.is_apart(config.as_deref()) {
+                targets.push(((*name).to_owned(), workspace_of(config.as_deref())));
+            }
+        }
+        Ok(targets)
+    }
+
+    fn knows_workspace(&self) -> bool {
+        self.roots.iter().any(|(root, _)| root == self.workspace.0)
+    }
+
+    /// Whether the workspace of such a configuration is a root of its own.
+    fn is_apart(&self, config: Option<&[u8]>) -> bool {
+        let path = self.workspace.1(config);
+        self.knows_workspace() || !self.roots.iter().any(|(_, root)| path.starts_with(root))
+    }
 }
 
 /// A store whose history is known, and this boot's place in it.
@@ -49,6 +88,8 @@ enum Trouble {
     Store(#[from] StoreError),
     #[error(transparent)]
     Recover(#[from] RecoverError),
+    #[error("the backup in the store cannot be taken over: {0}")]
+    Legacy(#[from] LegacyError),
 }
 
 impl Trouble {
@@ -56,8 +97,10 @@ impl Trouble {
     fn is_lasting(&self) -> bool {
         match self {
             Trouble::Store(StoreError::NotADirectory { .. } | StoreError::Denied { .. }) => true,
-            Trouble::Store(_) | Trouble::Recover(RecoverError::Unknown(_)) => false,
-            Trouble::Recover(_) => true,
+            Trouble::Store(_)
+            | Trouble::Recover(RecoverError::Unknown(_))
+            | Trouble::Legacy(LegacyError::Store(_) | LegacyError::Read(_)) => false,
+            Trouble::Recover(_) | Trouble::Legacy(_) => true,
         }
     }
 }
@@ -114,7 +157,19 @@ fn attempt(plan: &Plan, events: &Events, disk_is_live: bool) -> Result<Found, Tr
     }
     let began = Instant::now();
     events.emit(Event::BootPhase { phase: Phase::Restore });
-    let head = match recover(&history, &plan.roots, &plan.work, &plan.progress)? {
+    let restore = || {
+        recover(
+            &history,
+            &|head| plan.targets(&history, head),
+            &plan.work,
+            &plan.progress,
+        )
+    };
+    let mut recovered = restore()?;
+    if matches!(recovered, Recovered::Empty { .. }) && take_over(plan, &history)? {
+        recovered = restore()?;
+    }
+    let head = match recovered {
         Recovered::Restored { head, placed, passed } => {
             if let Some(newest) = passed.first() {
                 events.emit(Event::StateRestoreDegraded {
@@ -122,6 +177,12 @@ fn attempt(plan: &Plan, events: &Events, disk_is_live: bool) -> Result<Found, Tr
                     used: head.id(),
                     why: newest.why.clone(),
                 });
+            }
+            for root in &placed.unplaced {
+                tracing::error!(
+                    root,
+                    "this part of the snapshot has no place here, and was left out; `moltinit restore --to` writes it"
+                );
             }
             for aside in &placed.aside {
                 tracing::warn!(path = %aside.display(), "state that was there before the restore was moved aside");
@@ -148,6 +209,22 @@ fn attempt(plan: &Plan, events: &Events, disk_is_live: bool) -> Result<Found, Tr
         }
     };
     Ok(begin(history, head))
+}
+
+/// Makes the first snapshot of a plain backup, if there is one. Only the default instance does: a bucket with several
+/// agents has one such backup at most, and it is nobody else's.
+fn take_over(plan: &Plan, history: &History) -> Result<bool, LegacyError> {
+    if plan.store.instance != config::DEFAULT_INSTANCE {
+        return Ok(false);
+    }
+    let store = history.store();
+    let Some(backup) = legacy::find(store, &plan.store.instance)? else {
+        return Ok(false);
+    };
+    let is_apart = |config: Option<&[u8]>| plan.is_apart(config);
+    let id = legacy::import(history, store, &backup, &plan.work, &is_apart, &plan.progress)?;
+    tracing::info!(commit = %id, "a plain backup was found, and is the first snapshot now");
+    Ok(true)
 }
 
 fn begin(history: History, head: Head) -> Found {

@@ -2,7 +2,7 @@
 
 use crate::{
     config::Problems,
-    state::{restore::RestoreError, segment::reader::ReadError},
+    state::{legacy::LegacyError, restore::RestoreError, segment::reader::ReadError},
     store::StoreError,
 };
 
@@ -57,6 +57,16 @@ impl From<ReadError> for Failure {
             1
         };
         Failure::new(code, error)
+    }
+}
+
+impl From<LegacyError> for Failure {
+    fn from(error: LegacyError) -> Failure {
+        match error {
+            LegacyError::Store(error) => error.into(),
+            LegacyError::Read(error) => error.into(),
+            other => Failure::new(1, other),
+        }
     }
 }
 

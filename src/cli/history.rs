@@ -27,7 +27,13 @@ pub struct Where {
 impl Where {
     /// Opens the history; nothing is written or made.
     pub fn open(self, file: Option<&Path>) -> Result<History, Failure> {
-        let mut config = Config::from_process(file)?.store;
+        Ok(store::open_existing(&self.config(file)?.store)?)
+    }
+
+    /// The configuration, with what was said here in it.
+    pub fn config(self, file: Option<&Path>) -> Result<Config, Failure> {
+        let mut all = Config::from_process(file)?;
+        let config = &mut all.store;
         if let Some(dir) = self.store {
             config.dir = std::path::absolute(dir)?;
             config.must_be_mount = false;
@@ -35,7 +41,7 @@ impl Where {
         if let Some(instance) = self.instance {
             config.instance = instance;
         }
-        Ok(store::open_existing(&config)?)
+        Ok(all)
     }
 }
 

@@ -10,6 +10,7 @@ mod doctor;
 mod exec;
 mod failure;
 mod history;
+mod import;
 mod logs;
 mod restore;
 mod run;
@@ -53,6 +54,7 @@ enum Command {
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
     Restore(restore::Restore),
+    Import(import::Import),
     #[command(subcommand)]
     Devices(devices::Devices),
     #[command(subcommand)]
@@ -75,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Restart(service) => service.run("restart", file).map(|()| 0),
         Command::Snapshot(snapshot) => snapshot.run(file).map(|()| 0),
         Command::Restore(restore) => restore.run(file).map(|()| 0),
+        Command::Import(import) => import.run(file).map(|()| 0),
         Command::Devices(devices) => devices.run(file).map(|()| 0),
         Command::Config(config) => config.run(file).map(|()| 0),
         Command::Doctor(doctor) => doctor.run(file).map(|()| 0),

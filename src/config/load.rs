@@ -305,7 +305,7 @@ fn store(settings: &mut Settings<'_>, machine: &Machine) -> Store {
     let dir = named
         .clone()
         .unwrap_or_else(|| if mounted { MOUNTED_STORE } else { LOCAL_STORE }.into());
-    let instance = settings.text("instance").unwrap_or("default").to_owned();
+    let instance = settings.text("instance").unwrap_or(super::DEFAULT_INSTANCE).to_owned();
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if !instance.chars().all(fits) || instance.starts_with('.') {
         settings.problem(

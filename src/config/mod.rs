@@ -28,6 +28,9 @@ use self::{
     service::Service,
 };
 
+/// Whose snapshots those are that nobody named.
+pub const DEFAULT_INSTANCE: &str = "default";
+
 /// The whole configuration, checked.
 #[derive(Debug, Clone)]
 pub struct Config {

@@ -90,6 +90,12 @@ struct Trouble {
     failed: Option<Failed>,
 }
 
+/// Where an agent works whose own configuration is `text`; `None` is one that has not been configured yet. For a
+/// configuration that is not in its place.
+pub fn workspace_in(config: &Config, text: Option<&[u8]>) -> PathBuf {
+    Places::new(&config.env, &config.state_dir).workspace_in(text)
+}
+
 impl Gateway {
     /// Every problem of the gateway's settings at once.
     ///

@@ -235,6 +235,13 @@ impl Places {
         workspace_of(&document.map_or(Value::Null, |document| document.value), self)
     }
 
+    /// The same for a configuration that is not in its place yet.
+    pub fn workspace_in(&self, config: Option<&[u8]>) -> PathBuf {
+        let text = config.and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let value = text.and_then(|text| json5::from_str(text.trim_start_matches('\u{feff}')).ok());
+        workspace_of(&value.unwrap_or(Value::Null), self)
+    }
+
     /// The places of a gateway whose environment this is.
     pub fn new(env: &crate::config::env::Env, state_dir: &Path) -> Self {
         Places {

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::{
+    head::Head,
     history::History,
-    model::{Chunk, CommitId},
+    model::{Chunk, CommitId, Extent, Kind},
     segment::{
         Damage,
         reader::{self, ReadError},
@@ -94,4 +95,32 @@ impl<'a> Fetcher<'a> {
         self.open = Some((read.commit, object));
         Ok(())
     }
+}
+
+/// The bytes of a small file or database of a tree, `None` if there is none or it is longer than `most`.
+pub fn file(history: &History, head: &Head, path: &[u8], most: u64) -> Result<Option<Vec<u8>>, ReadError> {
+    let Some(Kind::File { len, extents } | Kind::Sqlite { len, extents, .. }) = head.tree().get(path).map(|e| &e.kind)
+    else {
+        return Ok(None);
+    };
+    if *len > most {
+        return Ok(None);
+    }
+    let mut fetcher = Fetcher::new(history);
+    let mut bytes = Vec::new();
+    for extent in extents {
+        match *extent {
+            Extent::Hole { len } => bytes.extend(std::iter::repeat_n(0, usize::try_from(len).unwrap_or_default())),
+            Extent::Data { chunk, from, len } => {
+                let chunk = head.chunk(&chunk);
+                for read in plan(chunk) {
+                    fetcher.fetch(&read, chunk, |_, plain| {
+                        bytes.extend(&plain[from as usize..][..len as usize]);
+                        Ok::<_, ReadError>(())
+                    })?;
+                }
+            }
+        }
+    }
+    Ok(Some(bytes))
 }

@@ -16,6 +16,7 @@ pub mod exclude;
 pub mod fetch;
 pub mod head;
 pub mod history;
+pub mod legacy;
 pub mod lineage;
 pub mod model;
 pub mod pace;

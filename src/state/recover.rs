@@ -55,11 +55,14 @@ pub enum RecoverError {
     Local(RestoreError),
 }
 
-/// Restores the newest sound commit of the line into `targets`. Goes back commit by commit where one is damaged,
+/// Says where the roots of a commit go. It may depend on what is in the commit, so it is asked about each that is tried.
+pub type Targets<'a> = &'a dyn Fn(&Head) -> Result<Vec<(String, PathBuf)>, ReadError>;
+
+/// Restores the newest sound commit of the line into its `targets`. Goes back commit by commit where one is damaged,
 /// and only then: a store that does not answer is no reason to take older state.
 pub fn recover(
     history: &History,
-    targets: &[(String, PathBuf)],
+    targets: Targets,
     work: &Path,
     progress: &Progress,
 ) -> Result<Recovered, RecoverError> {
@@ -108,7 +111,7 @@ type Attempt = Result<(Head, Placed), (String, Option<Damage>)>;
 fn attempt(
     history: &History,
     id: CommitId,
-    targets: &[(String, PathBuf)],
+    targets: Targets,
     work: &Path,
     progress: &Progress,
 ) -> Result<Attempt, RecoverError> {
@@ -116,7 +119,7 @@ fn attempt(
     loop {
         tries += 1;
         let result = history.load(id).map_err(RestoreError::Read).and_then(|head| {
-            let placed = restore::restore(history, &head, targets, work, progress)?;
+            let placed = restore::restore(history, &head, &targets(&head)?, work, progress)?;
             Ok((head, placed))
         });
         let error = match result {

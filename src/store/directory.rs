@@ -2,11 +2,16 @@
 //! threads of [`super::pool`] call them.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, Write},
-    os::{fd::IntoRawFd, unix::fs::FileExt},
+    os::{
+        fd::IntoRawFd,
+        unix::fs::{FileExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
+
+use nix::fcntl::OFlag;
 
 use super::{
     Backend, Expect, Item, StoreError,
@@ -157,13 +162,15 @@ impl Backend for Directory {
         written
     }
 
-    fn open(&self, name: &str) -> Result<(File, u64), StoreError> {
+    fn open(&self, name: &str) -> Result<(File, Metadata), StoreError> {
         let path = self.root.join(name);
         self.check()?;
         let open = || {
-            let file = File::open(&path)?;
-            let len = file.metadata()?.len();
-            Ok((file, len))
+            // No object of a store is a link, and none is a pipe to wait for.
+            let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+            let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(&path)?;
+            let meta = file.metadata()?;
+            Ok((file, meta))
         };
         open().map_err(|error| StoreError::from_io("opening", path.clone(), error))
     }

@@ -1,7 +1,7 @@
 //! A store that fails on demand, for tests of its users.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io,
     path::Path,
     sync::{Arc, Condvar, Mutex},
@@ -101,7 +101,7 @@ impl Backend for Faulty {
         }
     }
 
-    fn open(&self, name: &str) -> Result<(File, u64), StoreError> {
+    fn open(&self, name: &str) -> Result<(File, Metadata), StoreError> {
         self.faults.suffer("opening", &self.dir.join(name))?;
         self.inner.open(name)
     }

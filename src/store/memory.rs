@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::CStr,
-    fs::File,
+    fs::{File, Metadata},
     io::{self, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -80,7 +80,7 @@ impl Backend for Memory {
         Ok(())
     }
 
-    fn open(&self, name: &str) -> Result<(File, u64), StoreError> {
+    fn open(&self, name: &str) -> Result<(File, Metadata), StoreError> {
         let bucket = self.0.lock().unwrap();
         let bytes = bucket.objects.get(name).ok_or_else(|| not_found(name))?;
         let anonymous: &CStr = c"object";
@@ -90,7 +90,8 @@ impl Backend for Memory {
                 .unwrap(),
         );
         file.write_all(bytes).unwrap();
-        Ok((file, bytes.len() as u64))
+        let meta = file.metadata().unwrap();
+        Ok((file, meta))
     }
 
     fn read(&self, _: &str, file: &File, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {

@@ -16,7 +16,7 @@ mod pool;
 pub mod s3fs;
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -68,7 +68,7 @@ trait Backend: Send + Sync + 'static {
     fn check(&self) -> Result<(), StoreError>;
     fn list(&self, dir: &str) -> Result<Vec<Item>, StoreError>;
     fn put(&self, name: &str, body: &File, len: u64) -> Result<(), StoreError>;
-    fn open(&self, name: &str) -> Result<(File, u64), StoreError>;
+    fn open(&self, name: &str) -> Result<(File, Metadata), StoreError>;
     fn read(&self, name: &str, file: &File, offset: u64, len: usize) -> Result<Vec<u8>, StoreError>;
     fn delete(&self, name: &str) -> Result<(), StoreError>;
     fn delete_dir(&self, name: &str) -> Result<(), StoreError>;
@@ -134,11 +134,11 @@ impl Store {
 
     /// Opens an object for reading.
     pub fn get(&self, name: &str) -> Result<Object, StoreError> {
-        let (file, len) = self.call("opening", name, 0, |backend, name| backend.open(name))?;
+        let (file, meta) = self.call("opening", name, 0, |backend, name| backend.open(name))?;
         Ok(Object {
             store: self.clone(),
             name: name.to_owned(),
-            len,
+            meta,
             file: Some(Arc::new(file)),
         })
     }
@@ -184,7 +184,7 @@ impl Store {
 pub struct Object {
     store: Store,
     name: String,
-    len: u64,
+    meta: Metadata,
     file: Option<Arc<File>>,
 }
 
@@ -194,17 +194,22 @@ impl Object {
     }
 
     pub fn len(&self) -> u64 {
-        self.len
+        self.meta.len()
+    }
+
+    /// What the store says of it beside its bytes. Of little worth on a bucket that others wrote to.
+    pub fn meta(&self) -> &Metadata {
+        &self.meta
     }
 
     /// True of an object that is just being written, or whose writer died.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// The bytes in `range`, fewer if the object ends before it does.
     pub fn read(&self, range: Range<u64>) -> Result<Vec<u8>, StoreError> {
-        let bytes = range.end.min(self.len).saturating_sub(range.start);
+        let bytes = range.end.min(self.len()).saturating_sub(range.start);
         let Some(file) = self.file.clone() else {
             return Ok(Vec::new());
         };

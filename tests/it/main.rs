@@ -11,4 +11,5 @@ mod life;
 mod mistakes;
 mod outage;
 mod support;
+mod takeover;
 mod worker;

@@ -91,7 +91,12 @@ impl Kit {
 
     pub fn recover_to(&self, name: &str) -> Result<Recovered, RecoverError> {
         let targets = [("state".to_owned(), self.path(name))];
-        recover(&self.reopened(), &targets, &self.path("work"), &Progress::default())
+        recover(
+            &self.reopened(),
+            &|_| Ok(targets.to_vec()),
+            &self.path("work"),
+            &Progress::default(),
+        )
     }
 
     pub fn segment(&mut self, reason: Reason) -> Result<Segment, SegmentError> {

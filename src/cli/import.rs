@@ -1,0 +1,53 @@
+//! `moltinit import`: a plain backup as the first snapshot.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::{failure::Failure, history::Where, show};
+use crate::{
+    boot::store,
+    gateway,
+    state::{
+        legacy::{self, LegacyError},
+        restore::Progress,
+    },
+    store::{Expect, Patience, Store},
+};
+
+/// Take a plain backup as the first snapshot of an empty store; the backup is only read
+#[derive(Debug, Args)]
+pub struct Import {
+    /// The directory that holds `openclaw/` (or an older name of it), and `workspace/` and `skills/` if there are any
+    #[arg(long, value_name = "DIR")]
+    from: PathBuf,
+    #[command(flatten)]
+    place: Where,
+}
+
+impl Import {
+    pub fn run(self, file: Option<&Path>) -> Result<(), Failure> {
+        let config = self.place.config(file)?;
+        let history = store::open(&config.store)?;
+        let from = Store::open(&std::path::absolute(&self.from)?, Expect::Existing, Patience::default());
+        let backup = legacy::find(&from, &config.store.instance)?;
+        let backup = backup.ok_or_else(|| Failure::new(1, LegacyError::None(self.from.clone())))?;
+        let is_apart = |text: Option<&[u8]>| {
+            config.workspace.is_some() || !gateway::workspace_in(&config, text).starts_with(&config.state_dir)
+        };
+        let id = legacy::import(
+            &history,
+            &from,
+            &backup,
+            &config.work_dir(),
+            &is_apart,
+            &Progress::default(),
+        )?;
+        let (info, _) = history.info(id)?;
+        println!("{id}: {} files, {}", info.meta.files, show::bytes(info.meta.bytes));
+        for warning in info.meta.warnings {
+            eprintln!("{warning}");
+        }
+        Ok(())
+    }
+}

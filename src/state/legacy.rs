@@ -1,0 +1,473 @@
+//! Taking over plain backups, as moltworker's cron job left them in the bucket.
+//!
+//! A backup is looked for by its layout, copied to the local disk, and committed as the first snapshot of an empty
+//! history. From there on it is restored like any other; the backup itself is only ever read.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError, atomic::Ordering},
+    time::SystemTime,
+};
+
+use jiff::Timestamp;
+use ulid::Ulid;
+
+use super::{
+    capture::{self, Captured, Memory},
+    head::Head,
+    history::History,
+    model::{CommitId, Meta, Reason},
+    parallel,
+    restore::Progress,
+    segment::{SegmentError, SegmentWriter, reader::ReadError},
+    walk::Root,
+    watch::{Changes, Watch},
+};
+use crate::store::{Store, StoreError};
+
+/// Where the gateway's state has been kept, newest first, and what its configuration was called there.
+const STATES: [(&str, &str); 8] = [
+    ("openclaw", "openclaw.json"),
+    (".openclaw", "openclaw.json"),
+    ("moltbot", "moltbot.json"),
+    (".moltbot", "moltbot.json"),
+    ("clawdbot", "clawdbot.json"),
+    (".clawdbot", "clawdbot.json"),
+    // The oldest backups have the state beside everything else.
+    ("", "moltbot.json"),
+    ("", "clawdbot.json"),
+];
+const CONFIG: &str = "openclaw.json";
+const WORKSPACES: [&str; 2] = ["workspace", "clawd"];
+const SKILLS: &str = "skills";
+/// Says when the backup was made, and that it is one.
+const MARKER: &str = ".last-sync";
+
+/// Bytes copied at once.
+const STEP: u64 = 4 << 20;
+
+/// Why a backup was not taken over. The store is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum LegacyError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("copying the backup to {}: {source}; see that the disk has room and can be written", path.display())]
+    Local { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    #[error("{}: no backup is there: neither `openclaw/openclaw.json` nor an older name of it", .0.display())]
+    None(PathBuf),
+    #[error("there is a history in the store already; a backup can only be its beginning")]
+    History,
+}
+
+/// A backup that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backup {
+    /// Directory of the state; empty where it is beside everything else.
+    state: Option<(String, &'static str)>,
+    workspace: Option<String>,
+    skills: bool,
+    /// Names at the top that are not the state's.
+    beside: BTreeSet<String>,
+}
+
+/// Looks for a backup at the top of a store. `ours` is the name of the instance's own directory.
+pub fn find(store: &Store, ours: &str) -> Result<Option<Backup>, StoreError> {
+    let top = store.list("")?;
+    let has = |name: &str, dir: bool| top.iter().any(|item| item.name == name && item.is_dir == dir);
+    let mut state = None;
+    for (dir, config) in STATES {
+        let found = match dir {
+            "" => has(config, false),
+            dir => has(dir, true) && store.list(dir)?.iter().any(|item| item.name == config),
+        };
+        if found {
+            state = Some((dir.to_owned(), config));
+            break;
+        }
+    }
+    let marked = state.is_some() || has(MARKER, false);
+    let workspace = WORKSPACES
+        .iter()
+        .find(|name| marked && has(name, true))
+        .map(|name| (*name).to_owned());
+    let backup = Backup {
+        skills: marked && has(SKILLS, true),
+        beside: [ours, SKILLS, MARKER]
+            .into_iter()
+            .chain(WORKSPACES)
+            .map(str::to_owned)
+            .collect(),
+        state,
+        workspace,
+    };
+    let found = backup.state.is_some() || backup.workspace.is_some() || backup.skills;
+    Ok(found.then_some(backup))
+}
+
+/// Commits a backup in `from` as the first snapshot of `history`, which has none yet. `work` is a local directory
+/// that has room for all of it. `is_apart` says, of the gateway's configuration, whether its workspace lies outside of
+/// the state.
+pub fn import(
+    history: &History,
+    from: &Store,
+    backup: &Backup,
+    work: &Path,
+    is_apart: &dyn Fn(Option<&[u8]>) -> bool,
+    progress: &Progress,
+) -> Result<CommitId, LegacyError> {
+    if !history.list()?.0.is_empty() {
+        return Err(LegacyError::History);
+    }
+    let dir = work.join("import");
+    let clear = || match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(local(&dir, error)),
+        _ => Ok(()),
+    };
+    clear()?;
+    let done =
+        copy(from, backup, &dir, is_apart, progress).and_then(|roots| commit(history, roots, &work.join("spool")));
+    clear()?;
+    done
+}
+
+fn local(path: &Path, source: io::Error) -> LegacyError {
+    LegacyError::Local {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Copies to `dir`, a directory for each root of a snapshot.
+fn copy(
+    from: &Store,
+    backup: &Backup,
+    dir: &Path,
+    is_apart: &dyn Fn(Option<&[u8]>) -> bool,
+    progress: &Progress,
+) -> Result<Vec<Root>, LegacyError> {
+    let state = dir.join("state");
+    make(&state)?;
+    if let Some((name, config)) = &backup.state {
+        let nothing = BTreeSet::new();
+        let but = if name.is_empty() { &backup.beside } else { &nothing };
+        copy_dir(from, name, &state, but, progress)?;
+        let (old, new) = (state.join(config), state.join(CONFIG));
+        if old.exists() && !new.exists() {
+            fs::rename(&old, &new).map_err(|error| local(&old, error))?;
+        }
+    }
+    let mut roots = vec![Root {
+        name: "state".into(),
+        path: state.clone(),
+    }];
+    if backup.workspace.is_none() && !backup.skills {
+        return Ok(roots);
+    }
+    let config = fs::read(state.join(CONFIG)).ok();
+    let workspace = if is_apart(config.as_deref()) {
+        let path = dir.join("workspace");
+        roots.push(Root {
+            name: "workspace".into(),
+            path: path.clone(),
+        });
+        path
+    } else {
+        state.join("workspace")
+    };
+    make(&workspace)?;
+    if let Some(name) = &backup.workspace {
+        copy_dir(from, name, &workspace, &BTreeSet::new(), progress)?;
+    }
+    if backup.skills {
+        copy_dir(from, SKILLS, &workspace.join(SKILLS), &BTreeSet::new(), progress)?;
+    }
+    Ok(roots)
+}
+
+fn make(dir: &Path) -> Result<(), LegacyError> {
+    let make = || {
+        fs::create_dir_all(dir)?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+    };
+    make().map_err(|error| local(dir, error))
+}
+
+/// Copies what is in a directory of the store, but for some names at its top, into `to`.
+fn copy_dir(
+    from: &Store,
+    name: &str,
+    to: &Path,
+    but: &BTreeSet<String>,
+    progress: &Progress,
+) -> Result<(), LegacyError> {
+    let mut dirs = vec![(name.to_owned(), to.to_owned())];
+    let mut files = Vec::new();
+    // Level by level, each level's directories at the same time.
+    while !dirs.is_empty() {
+        let next = Mutex::new((Vec::new(), Vec::new()));
+        parallel::for_each(&dirs, || {
+            |(dir, to): &(String, PathBuf)| {
+                make(to)?;
+                for item in from.list(dir)? {
+                    if (dir == name && but.contains(&item.name)) || item.name == MARKER {
+                        continue;
+                    }
+                    let path = if dir.is_empty() {
+                        item.name.clone()
+                    } else {
+                        format!("{dir}/{}", item.name)
+                    };
+                    let pair = (path, to.join(OsStr::from_bytes(item.name.as_bytes())));
+                    let (dirs, files) = &mut *next.lock().unwrap_or_else(PoisonError::into_inner);
+                    if item.is_dir { dirs } else { files }.push(pair);
+                }
+                Ok::<_, LegacyError>(())
+            }
+        })?;
+        let (below, more) = next.into_inner().unwrap_or_else(PoisonError::into_inner);
+        dirs = below;
+        files.extend(more);
+    }
+    parallel::for_each(&files, || {
+        |(path, to): &(String, PathBuf)| copy_file(from, path, to, progress)
+    })
+}
+
+fn copy_file(from: &Store, name: &str, to: &Path, progress: &Progress) -> Result<(), LegacyError> {
+    let object = match from.get(name) {
+        Ok(object) if object.meta().is_file() => object,
+        Ok(_) => return Ok(()),
+        // Deleted since it was listed, or a link, which no backup of ours holds.
+        Err(StoreError::NotFound { .. }) => return Ok(()),
+        Err(StoreError::Io { source, .. }) if source.raw_os_error() == Some(nix::libc::ELOOP) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut file = File::create_new(to).map_err(|error| local(to, error))?;
+    progress.total.fetch_add(object.len(), Ordering::Relaxed);
+    let mut at = 0;
+    while at < object.len() {
+        let bytes = object.read(at..at + STEP)?;
+        if bytes.is_empty() {
+            let source = io::Error::new(io::ErrorKind::UnexpectedEof, "the backup's file ends before its end");
+            return Err(local(to, source));
+        }
+        file.write_all(&bytes).map_err(|error| local(to, error))?;
+        at += bytes.len() as u64;
+        progress.done.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    }
+    // A bucket knows little of modes: nobody else is to read this, and a script stays one.
+    let mode = 0o600 | (object.meta().permissions().mode() & 0o100);
+    let modified = object.meta().modified().unwrap_or(SystemTime::UNIX_EPOCH);
+    fs::set_permissions(to, fs::Permissions::from_mode(mode))
+        .and_then(|()| file.set_modified(modified))
+        .map_err(|error| local(to, error))
+}
+
+/// Commits directories that nobody else uses as the first snapshot.
+fn commit(history: &History, roots: Vec<Root>, spool: &Path) -> Result<CommitId, LegacyError> {
+    let mut generation = history.begin(Ulid::generate(), None);
+    let id = generation.next_id();
+    let head = Head::default();
+    let (memory, watch) = (Memory::default(), Watch::start(|| {}));
+    let mut changes = Changes::default();
+    changes.lost("a backup is taken over");
+    let mut writer = SegmentWriter::new(&head, spool, id, history.key())?;
+    let Captured { delta, update, .. } = capture::capture(&roots, &head, &memory, &watch, &mut changes, &mut writer)?;
+    let meta = Meta {
+        id,
+        parent: None,
+        base: None,
+        time: Timestamp::now(),
+        reason: Reason::Import,
+        moltinit: env!("CARGO_PKG_VERSION").into(),
+        gateway: None,
+        files: 0,
+        bytes: 0,
+        suspicious: None,
+        warnings: memory.warnings(&update),
+    };
+    let segment = writer.finish(meta, delta)?;
+    history.commit(&segment)?;
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        state::{
+            recover::{Recovered, recover},
+            tests::kit::picture,
+        },
+        store::{Expect, Patience},
+    };
+
+    struct Bucket {
+        dir: tempfile::TempDir,
+    }
+
+    impl Bucket {
+        fn with(files: &[(&str, &str)]) -> Bucket {
+            let dir = tempfile::tempdir().unwrap();
+            for (name, text) in files {
+                let path = dir.path().join("bucket").join(name);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
+            }
+            fs::create_dir_all(dir.path().join("bucket")).unwrap();
+            Bucket { dir }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        fn store(&self) -> Store {
+            Store::open(&self.path("bucket"), Expect::Existing, Patience::default())
+        }
+
+        fn history(&self) -> History {
+            History::open(self.store(), "default", None).unwrap()
+        }
+
+        fn import(&self, apart: bool) -> Option<Result<CommitId, LegacyError>> {
+            let backup = find(&self.store(), "default").unwrap()?;
+            Some(import(
+                &self.history(),
+                &self.store(),
+                &backup,
+                &self.path("work"),
+                &|_| apart,
+                &Progress::default(),
+            ))
+        }
+
+        /// The names and texts below what is restored.
+        fn restored(&self) -> Vec<(String, String)> {
+            let targets = ["state", "workspace"].map(|root| (root.to_owned(), self.path(root)));
+            let recovered = recover(
+                &self.history(),
+                &|_| Ok(targets.to_vec()),
+                &self.path("work"),
+                &Progress::default(),
+            );
+            assert!(matches!(recovered.unwrap(), Recovered::Restored { .. }));
+            let mut found = Vec::new();
+            for root in ["state", "workspace"].iter().filter(|root| self.path(root).exists()) {
+                for (path, entry, bytes) in picture(&self.path(root)) {
+                    if entry.mode & 0o077 != 0 {
+                        panic!("{:?} is open to others", String::from_utf8_lossy(&path));
+                    }
+                    if let crate::state::model::Kind::File { .. } = entry.kind {
+                        let path = String::from_utf8(path).unwrap().replacen("state", root, 1);
+                        found.push((path, String::from_utf8(bytes).unwrap()));
+                    }
+                }
+            }
+            found.sort();
+            found
+        }
+    }
+
+    fn expect(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs
+            .iter()
+            .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn a_backup_becomes_the_first_snapshot_and_stays_as_it_is() {
+        let bucket = Bucket::with(&[
+            (".last-sync", "2026-02-01T00:00:00+00:00"),
+            ("openclaw/openclaw.json", "{}"),
+            ("openclaw/agents/main/sessions/a.jsonl", "line\n"),
+            ("openclaw/.last-sync", "x"),
+            ("workspace/MEMORY.md", "remember"),
+            ("skills/mine/SKILL.md", "a skill"),
+            ("unrelated/file", "not ours"),
+        ]);
+        let before = picture(&bucket.path("bucket"));
+        let id = bucket.import(true).unwrap().unwrap();
+        let of_backup = |path: &[u8]| !path.starts_with(b"state/default") && path != b"state";
+        let after = picture(&bucket.path("bucket"))
+            .into_iter()
+            .filter(|(path, ..)| of_backup(path));
+        assert!(after.eq(before.into_iter().filter(|(path, ..)| of_backup(path))));
+        let (info, _) = bucket.history().info(id).unwrap();
+        assert_eq!((info.meta.reason, info.meta.files), (Reason::Import, 4));
+        let expected = [
+            ("state/agents/main/sessions/a.jsonl", "line\n"),
+            ("state/openclaw.json", "{}"),
+            ("workspace/MEMORY.md", "remember"),
+            ("workspace/skills/mine/SKILL.md", "a skill"),
+        ];
+        assert_eq!(bucket.restored(), expect(&expected));
+        assert!(!bucket.path("work/import").exists());
+        assert!(matches!(bucket.import(true), Some(Err(LegacyError::History))));
+    }
+
+    #[test]
+    fn older_layouts_are_known() {
+        let older = [
+            ("clawdbot/clawdbot.json", "{ \"old\": 1 }"),
+            ("clawdbot/memory", "m"),
+            ("workspace/a", "1"),
+        ];
+        let bucket = Bucket::with(&older);
+        bucket.import(false).unwrap().unwrap();
+        let expected = [
+            ("state/memory", "m"),
+            ("state/openclaw.json", "{ \"old\": 1 }"),
+            ("state/workspace/a", "1"),
+        ];
+        assert_eq!(bucket.restored(), expect(&expected));
+        let oldest = [
+            ("clawdbot.json", "{}"),
+            ("sessions/s", "1"),
+            ("skills/x/SKILL.md", "x"),
+            (".last-sync", ""),
+        ];
+        let bucket = Bucket::with(&oldest);
+        bucket.import(true).unwrap().unwrap();
+        let expected = [
+            ("state/openclaw.json", "{}"),
+            ("state/sessions/s", "1"),
+            ("workspace/skills/x/SKILL.md", "x"),
+        ];
+        assert_eq!(bucket.restored(), expect(&expected));
+    }
+
+    #[test]
+    fn what_is_no_backup_is_left_alone() {
+        for files in [
+            &[][..],
+            &[("workspace/file", "somebody's")],
+            &[("openclaw/readme", "no configuration")],
+            &[("default/v1/x", "")],
+        ] {
+            assert!(Bucket::with(files).import(true).is_none(), "{files:?}");
+        }
+    }
+
+    #[test]
+    fn links_in_a_backup_lead_nowhere() {
+        let bucket = Bucket::with(&[("openclaw/openclaw.json", "{}")]);
+        let secret = bucket.path("secret");
+        fs::write(&secret, "of the machine").unwrap();
+        std::os::unix::fs::symlink(&secret, bucket.path("bucket/openclaw/link")).unwrap();
+        std::os::unix::fs::symlink(bucket.path(""), bucket.path("bucket/openclaw/dir")).unwrap();
+        nix::unistd::mkfifo(&bucket.path("bucket/openclaw/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        bucket.import(true).unwrap().unwrap();
+        assert_eq!(bucket.restored(), expect(&[("state/openclaw.json", "{}")]));
+    }
+}
