@@ -30,7 +30,7 @@ pub fn choose(
     is_refused: impl Fn(&Value) -> bool,
 ) -> Option<Choice> {
     let essentials = settings.essentials();
-    let fresh = json!({});
+    let fresh = fresh(present.or(good));
     let candidates = [
         (present, settings),
         (good, settings),
@@ -48,6 +48,14 @@ pub fn choose(
         })
     });
     choices.into_iter().find(|choice| !is_refused(&choice.value))
+}
+
+/// A configuration with nothing in it but where the agent's files are.
+fn fresh(known: Option<&Value>) -> Value {
+    match known.map(|known| &known["agents"]["defaults"]["workspace"]) {
+        Some(Value::String(workspace)) => json!({ "agents": { "defaults": { "workspace": workspace } } }),
+        _ => json!({}),
+    }
 }
 
 #[cfg(test)]
@@ -97,5 +105,16 @@ mod tests {
         let third = choose(&|value| value.get("bad").is_some() || value.get("channels").is_some());
         assert!(third.value["good"] == 1 && third.value.get("channels").is_none());
         assert_eq!(third.value["gateway"]["mode"], "local");
+    }
+
+    #[test]
+    fn a_fresh_one_keeps_the_agent_where_its_files_are() {
+        let present = json!({ "bad": 1, "agents": { "defaults": { "workspace": "/root/clawd", "x": 1 } } });
+        let is_refused = |value: &Value| value.get("bad").is_some();
+        let choice = choose(Some(&present), None, &settings(), Generation::Current, is_refused).unwrap();
+        assert_eq!(
+            choice.value["agents"],
+            json!({ "defaults": { "workspace": "/root/clawd" } })
+        );
     }
 }

@@ -8,8 +8,8 @@ const REASON_MAX: usize = 600;
 /// Why a gateway ended before it was ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// It refuses its configuration, and says why.
-    Configuration(String),
+    /// It refuses its configuration. `named`: and says what is wrong with it.
+    Configuration { reason: String, named: bool },
     /// There is another one on the same state or port.
     SecondInstance,
     /// Neither another start nor another configuration helps.
@@ -21,7 +21,7 @@ pub enum Fault {
 /// Reads an exit code and the last lines of both streams.
 pub fn fault(status: i32, tail: &[String]) -> Fault {
     if let Some(reason) = refused_configuration(tail) {
-        return Fault::Configuration(reason);
+        return Fault::Configuration { reason, named: true };
     }
     let says = |text: &str| tail.iter().any(|line| line.contains(text));
     if says("gateway already running") || says("another gateway instance is already listening") {
@@ -33,7 +33,10 @@ pub fn fault(status: i32, tail: &[String]) -> Fault {
         return Fault::Hopeless(last);
     }
     if status == EX_CONFIG {
-        return Fault::Configuration(last);
+        return Fault::Configuration {
+            reason: last,
+            named: false,
+        };
     }
     Fault::Other(last)
 }
@@ -74,6 +77,11 @@ mod tests {
         fault(status, &tail.lines().map(str::to_owned).collect::<Vec<_>>())
     }
 
+    fn invalid(what: &str) -> Fault {
+        let reason = format!("Invalid config at /root/.openclaw/openclaw.json: {what}");
+        Fault::Configuration { reason, named: true }
+    }
+
     #[test]
     fn the_current_generation_names_the_keys() {
         let tail = r#"2026-11-23T16:24:52.917+00:00 [gateway] spawn broker ready pid=27923
@@ -84,11 +92,7 @@ Run "openclaw doctor --fix" to repair, then retry.
 If startup is still blocked, inspect the adjacent .bak backup before restoring it manually."#;
         assert_eq!(
             of(78, tail),
-            Fault::Configuration(
-                "Invalid config at /root/.openclaw/openclaw.json: openclaw.json:1 — gateway: Unrecognized key: \
-                 \"nonsense\" <root>: Unrecognized key: \"bogus\""
-                    .to_owned()
-            )
+            invalid("openclaw.json:1 — gateway: Unrecognized key: \"nonsense\" <root>: Unrecognized key: \"bogus\"")
         );
     }
 
@@ -98,11 +102,7 @@ If startup is still blocked, inspect the adjacent .bak backup before restoring i
                     - <root>: Unrecognized key: \"bogus\"\n│\n◇  Config ──╮\nRun: openclaw doctor --fix";
         assert_eq!(
             of(1, tail),
-            Fault::Configuration(
-                "Invalid config at /root/.openclaw/openclaw.json: - channels.telegram: Unrecognized key: \"dm\" - \
-                 <root>: Unrecognized key: \"bogus\""
-                    .to_owned()
-            )
+            invalid("- channels.telegram: Unrecognized key: \"dm\" - <root>: Unrecognized key: \"bogus\"")
         );
     }
 
@@ -112,7 +112,11 @@ If startup is still blocked, inspect the adjacent .bak backup before restoring i
         assert_eq!(of(78, lock), Fault::SecondInstance);
         let downgrade = "Refusing to start because 1 OpenClaw database schema(s) are newer than this build.";
         assert_eq!(of(78, downgrade), Fault::Hopeless(downgrade.to_owned()));
-        assert_eq!(of(78, "odd\n  \n"), Fault::Configuration("odd".to_owned()));
+        let odd = Fault::Configuration {
+            reason: "odd".to_owned(),
+            named: false,
+        };
+        assert_eq!(of(78, "odd\n  \n"), odd);
         assert_eq!(of(1, "a\nError: b\n╯\n"), Fault::Other("Error: b".to_owned()));
         assert_eq!(of(1, ""), Fault::Other("it said nothing".to_owned()));
     }

@@ -245,7 +245,7 @@ impl Gateway {
     async fn ended(&self, status: i32, was_ready: bool, tail: &[String]) -> Verdict {
         let pid = self.present().pid.take();
         match fault(status, tail) {
-            Fault::Configuration(reason) => self.configuration_failed(reason, true).await,
+            Fault::Configuration { reason, named } => self.configuration_failed(reason, named).await,
             Fault::SecondInstance => Verdict::Restart,
             Fault::Hopeless(reason) => Verdict::Hold(reason),
             Fault::Other(_) if was_ready && status == 0 => self.wanted_restart(pid).await,
@@ -256,7 +256,7 @@ impl Gateway {
                     present.trouble.failures += 1;
                     present.trouble.failures
                 };
-                if failures >= SUSPICIOUS_FAILURES && self.is_untried() {
+                if failures >= SUSPICIOUS_FAILURES && self.has_changed_since_it_worked() {
                     self.configuration_failed(reason, false).await
                 } else {
                     Verdict::Restart
@@ -280,12 +280,14 @@ impl Gateway {
         }
     }
 
-    /// Whether the configuration on disk is another than the last that worked.
-    fn is_untried(&self) -> bool {
+    /// Whether there is a configuration that worked, and the present one is another.
+    fn has_changed_since_it_worked(&self) -> bool {
         let version = self.version();
-        let good = self.present().record.good().map(|good| Digest::of(&good, version));
+        let Some(good) = self.present().record.good() else {
+            return false;
+        };
         let now = document::read(&self.places.config).ok().flatten();
-        now.map(|now| Digest::of(&now.value, version)) != good
+        now.is_some_and(|now| Digest::of(&now.value, version) != Digest::of(&good, version))
     }
 
     async fn configuration_failed(&self, reason: String, certain: bool) -> Verdict {

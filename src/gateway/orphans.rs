@@ -54,14 +54,13 @@ pub async fn end(state_dir: &Path) -> Result<(), String> {
 }
 
 #[cfg(test)]
-#[allow(
-    clippy::disallowed_methods,
-    reason = "a test is no supervisor: it may spawn and wait as it likes"
-)]
 mod tests {
-    use std::{fs, os::unix::process::ExitStatusExt, process::Command};
+    use std::fs;
+
+    use nix::{fcntl::OFlag, unistd::pipe2};
 
     use super::*;
+    use crate::pid1::{Exit, Spawn, Spawner, Stdio};
 
     #[tokio::test]
     async fn a_gateway_on_our_state_ends_and_one_on_another_stays() {
@@ -69,31 +68,23 @@ mod tests {
         let (ours, theirs) = (dir.path().join("a/.openclaw"), dir.path().join("b/.openclaw"));
         let script = dir.path().join("openclaw");
         fs::write(&script, "read forever").unwrap();
+        let spawner = Spawner::start().unwrap();
         let start = |state: &Path| {
             fs::create_dir_all(state).unwrap();
-            let mut command = Command::new("/bin/sh");
-            command.arg(&script).args(["gateway", "--port", "1"]);
-            command.stdin(std::process::Stdio::piped());
-            command
-                .env("HOME", state.parent().unwrap())
-                .env_remove("OPENCLAW_STATE_DIR")
-                .spawn()
-                .unwrap()
+            let words = ["/bin/sh", script.to_str().unwrap(), "gateway", "--port", "1"];
+            let (input, until) = pipe2(OFlag::O_CLOEXEC).unwrap();
+            let child = spawner.spawn(Spawn {
+                env: vec![("HOME".into(), state.parent().unwrap().into())],
+                stdin: Stdio::Fd(input),
+                ..Spawn::new(words)
+            });
+            (child.unwrap(), until)
         };
-        let (mut orphan, mut other) = (start(&ours), start(&theirs));
-        while processes::gateways_on(&ours).is_empty() || processes::gateways_on(&theirs).is_empty() {
-            tokio::time::sleep(LOOK).await;
-        }
-        // Waiting would close it, and at its end they end.
-        let _inputs = (orphan.stdin.take(), other.stdin.take());
-        // Somebody has to take its status, as PID 1 does, or it stays in the process table.
-        let reaped = tokio::task::spawn_blocking(move || orphan.wait().unwrap());
-        let ended = end(&ours).await;
-        let other_lives = other.try_wait().unwrap().is_none();
-        other.kill().unwrap();
-        other.wait().unwrap();
-        ended.unwrap();
-        assert!(other_lives);
-        assert_eq!(reaped.await.unwrap().signal(), Some(Signal::SIGTERM as i32));
+        let ((mut orphan, _input), (mut other, until)) = (start(&ours), start(&theirs));
+        end(&ours).await.unwrap();
+        assert_eq!(orphan.wait().await, Exit::Signal(Signal::SIGTERM));
+        assert_eq!(processes::gateways_on(&theirs), [other.pid()]);
+        drop(until);
+        assert_eq!(other.wait().await, Exit::Code(1));
     }
 }

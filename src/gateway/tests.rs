@@ -214,6 +214,19 @@ async fn crashes_that_begin_with_a_changed_configuration_are_its_fault() {
 }
 
 #[tokio::test]
+async fn crashes_without_a_configuration_that_worked_leave_the_present_one() {
+    let keeper = Keeper::new("always", &[]);
+    fs::create_dir_all(keeper.path(".openclaw")).unwrap();
+    keeper.write(&json!({ "agents": { "list": [{ "id": "mine" }] } }));
+    for _ in 0..2 * SUSPICIOUS_FAILURES {
+        keeper.gateway.prepare().unwrap();
+        keeper.crash().await;
+    }
+    assert_eq!(keeper.config()["agents"]["list"][0]["id"], "mine");
+    assert!(keeper.calls().is_empty());
+}
+
+#[tokio::test]
 async fn there_is_an_end_to_refusing() {
     let keeper = Keeper::new("always", &[("TELEGRAM_BOT_TOKEN", "t")]);
     for _ in 0..10 {

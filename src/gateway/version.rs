@@ -78,15 +78,27 @@ fn look_up(program: &str, path: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
+/// Looks upwards from a file: for the package it belongs to, and for one of its name that is installed beside it, which
+/// a wrapper script would run.
 fn of_package_around(file: &Path) -> Option<Version> {
     let file = fs::canonicalize(file).ok()?;
+    let name = PACKAGES
+        .into_iter()
+        .find(|name| file.file_stem().is_some_and(|stem| stem == *name));
     file.ancestors().skip(1).find_map(|dir| {
-        let manifest: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("package.json")).ok()?).ok()?;
-        let name = manifest.get("name")?.as_str()?;
-        PACKAGES
-            .contains(&name)
-            .then(|| Version::parse(manifest.get("version")?.as_str()?))?
+        of_package(dir).or_else(|| {
+            let beside = ["node_modules", "lib/node_modules"].map(|modules| dir.join(modules));
+            beside.iter().find_map(|modules| of_package(&modules.join(name?)))
+        })
     })
+}
+
+fn of_package(dir: &Path) -> Option<Version> {
+    let manifest: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("package.json")).ok()?).ok()?;
+    let name = manifest.get("name")?.as_str()?;
+    PACKAGES
+        .contains(&name)
+        .then(|| Version::parse(manifest.get("version")?.as_str()?))?
 }
 
 #[cfg(test)]
@@ -126,6 +138,10 @@ mod tests {
         let script = package.join("dist/entry.js");
         let by_script = words(&["node", "--enable-source-maps", script.to_str().unwrap(), "gateway"]);
         assert_eq!(installed(&by_script, &path), found);
+        fs::remove_file(bin.join("openclaw")).unwrap();
+        fs::write(bin.join("openclaw"), "#!/bin/sh\nexec node ...").unwrap();
+        assert_eq!(installed(&words(&["openclaw", "gateway"]), &path), found);
+        fs::write(bin.join("sleep"), "").unwrap();
         assert_eq!(installed(&words(&["sleep", "1"]), &path), None);
     }
 }

@@ -7,6 +7,7 @@
 mod browser;
 mod commands;
 mod exec;
+mod gateway;
 mod life;
 mod mistakes;
 mod outage;

@@ -21,7 +21,16 @@ pub struct Gateway {
 
 impl Gateway {
     pub fn latest() -> Gateway {
-        let installed = std::env::var_os("MOLTINIT_TEST_OPENCLAW").expect("run the tests by ./scripts/test");
+        Gateway::installed("MOLTINIT_TEST_OPENCLAW")
+    }
+
+    /// The generation that moltworker pins.
+    pub fn pinned() -> Gateway {
+        Gateway::installed("MOLTINIT_TEST_OPENCLAW_PINNED")
+    }
+
+    fn installed(variable: &str) -> Gateway {
+        let installed = std::env::var_os(variable).expect("run the tests by ./scripts/test");
         Gateway {
             bin: Path::new(&installed).join("bin"),
             port: free_port(),
@@ -38,7 +47,7 @@ impl Gateway {
             name = "gateway"
             command = ["openclaw", "gateway", "--port", "{port}", "--bind", "loopback"]
             ready = {{ http = "http://127.0.0.1:{port}/readyz", json = "ready" }}
-            live = {{ http = "http://127.0.0.1:{port}/healthz", json = "ok" }}
+            live = {{ http = "http://127.0.0.1:{port}/healthz", json = "ok", every = "2s" }}
             "#
         );
         fs::write(&file, text).unwrap();
@@ -57,13 +66,41 @@ impl Gateway {
     /// # Panics
     /// It is refused.
     pub fn call(&self, method: &str, params: &Value) -> Value {
+        let said = self.node("gateway-rpc.mjs", &[method, &params.to_string()]);
+        serde_json::from_str(&said).unwrap()
+    }
+
+    /// A new device asks to be paired, from afar as far as the gateway can tell; gives the id of the request.
+    pub fn ask_to_pair(&self) -> String {
+        self.node("gateway-pair.mjs", &[]).trim_end().to_owned()
+    }
+
+    fn node(&self, script: &str, args: &[&str]) -> String {
         let output = Command::new(self.bin.join("node"))
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/gateway-rpc.mjs"))
-            .args([&self.port.to_string(), TOKEN, method, &params.to_string()])
+            .arg(format!("{}/tests/tools/{script}", env!("CARGO_MANIFEST_DIR")))
+            .args([&self.port.to_string(), TOKEN])
+            .args(args)
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{method}: {said}");
-        serde_json::from_slice(&output.stdout).unwrap()
+        assert!(output.status.success(), "{script} {args:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Whether the gateway's own command line takes the configuration for valid, and what it says.
+    pub fn validate(&self, config: &Value) -> (bool, String) {
+        let home = tempfile::tempdir().unwrap();
+        let state = home.path().join(".openclaw");
+        fs::create_dir_all(&state).unwrap();
+        fs::write(state.join("openclaw.json"), config.to_string()).unwrap();
+        // The early generation has no command for it, but refuses any other.
+        let output = Command::new(self.bin.join("openclaw"))
+            .args(["config", "get", "gateway.mode"])
+            .env("HOME", home.path())
+            .env_remove("OPENCLAW_STATE_DIR")
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
     }
 }

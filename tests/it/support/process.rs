@@ -45,6 +45,23 @@ fn status(pid: i32, key: &str) -> Option<String> {
     Some(line.trim().to_owned())
 }
 
+/// The pid here of a process that is `inside` in the PID namespace of `init`.
+///
+/// # Panics
+/// There is none.
+pub fn outside(init: i32, inside: i32) -> i32 {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let wanted = namespace(init).expect("the namespace's first process");
+    let pids = fs::read_dir("/proc").unwrap().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| namespace(*pid).as_ref() == Some(&wanted))
+        .find(|pid| {
+            let pids = status(*pid, "NSpid").unwrap_or_default();
+            pids.split_whitespace().last() == Some(inside.to_string().as_str())
+        })
+        .unwrap_or_else(|| panic!("no process is {inside} in the namespace of {init}"))
+}
+
 /// Waits until the process is in that state: `S` sleeping, `T` stopped.
 pub fn wait_for_state(pid: i32, state: char) {
     eventually(&format!("state {state} of {pid}"), PATIENCE, || {

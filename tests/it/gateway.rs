@@ -1,0 +1,274 @@
+//! The real gateway of both generations, looked after by moltinit as PID 1.
+
+use std::{fs, process::Command, time::Duration};
+
+use moltinit::{
+    config::{self, Machine, env::Env},
+    gateway::{patch::patch, settings::GatewaySettings, version::Generation},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+
+use crate::support::{
+    MOLTINIT,
+    container::{Container, Disk, TOKEN, event},
+    eventually,
+    gateway::Gateway,
+    process,
+};
+
+/// The early generation takes half a minute to start for the first time on an idle machine; this one may be busy.
+const BOOT: Duration = Duration::from_secs(300);
+
+struct Run {
+    container: Container,
+    gateway: Gateway,
+    disk: Disk,
+    _store: tempfile::TempDir,
+}
+
+impl Run {
+    fn of(gateway: Gateway) -> Run {
+        let disk = Disk::new();
+        let store = tempfile::tempdir().unwrap();
+        // Requests that come through a proxy on this machine are believed, so that a test can come from afar.
+        fs::create_dir_all(disk.state()).unwrap();
+        fs::write(
+            disk.state().join("openclaw.json"),
+            "{ gateway: { trustedProxies: ['127.0.0.1'] } }",
+        )
+        .unwrap();
+        let mut env = gateway.environment(&disk);
+        env.push(("ANTHROPIC_API_KEY".to_owned(), "sk-ant-test-0123456789".to_owned()));
+        let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let container = Container::start(&disk, store.path(), &env, &["run"]);
+        container.wait_for("/readyz", BOOT);
+        Run {
+            container,
+            gateway,
+            disk,
+            _store: store,
+        }
+    }
+
+    /// The gateway's process, as this side of the namespace has it.
+    fn pid(&self) -> i32 {
+        let inside = self.container.status()["services"]["gateway"]["pid"]
+            .as_i64()
+            .expect("a gateway");
+        process::outside(self.container.init.as_raw(), inside as i32)
+    }
+
+    /// Waits until another gateway than `pid` is ready.
+    fn wait_for_another(&self, pid: i32) {
+        let what = format!("the end of {pid}; {}", self.container.log());
+        eventually(&what, BOOT, || {
+            (!process::tree(self.container.init.as_raw()).contains(&pid)).then_some(())
+        });
+        self.container.wait_for("/readyz", BOOT);
+    }
+
+    fn restart(&self) {
+        let pid = self.pid();
+        assert_eq!(self.container.post("/services/gateway/restart").unwrap().status, 202);
+        self.wait_for_another(pid);
+    }
+
+    fn config(&self) -> Value {
+        json5::from_str(&fs::read_to_string(self.disk.state().join("openclaw.json")).unwrap()).unwrap()
+    }
+
+    fn edit(&self, key: &str, value: Value) {
+        let mut config = self.config();
+        config[key] = value;
+        fs::write(self.disk.state().join("openclaw.json"), config.to_string()).unwrap();
+    }
+
+    fn devices(&self, which: &str) -> Vec<Value> {
+        let answer = self.container.get("/devices").unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()[which].as_array().unwrap().clone()
+    }
+}
+
+fn a_first_boot_is_ready_and_pairs(gateway: Gateway, version: &str) {
+    let run = Run::of(gateway);
+    assert_eq!(run.container.status()["versions"]["gateway"], version);
+
+    let (pid, config) = (run.pid(), run.config().to_string());
+    let proc = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap();
+    let (arguments, environment) = (proc("cmdline"), proc("environ"));
+    let [arguments, environment] = [arguments, environment].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    for secret in [TOKEN, "sk-ant-test-0123456789"] {
+        assert!(environment.contains(secret));
+        assert!(!arguments.contains(secret) && !config.contains(secret) && !run.container.log().contains(secret));
+    }
+    assert!(environment.contains("OPENCLAW_NO_RESPAWN=1"));
+    assert!(!environment.contains("MOLTINIT_ADMIN_TOKEN"));
+
+    assert_eq!(run.devices("pending"), Vec::<Value>::new());
+    let request = run.gateway.ask_to_pair();
+    assert_eq!(run.devices("pending")[0]["requestId"], request.as_str());
+    let approved = Command::new(MOLTINIT)
+        .args(["devices", "approve", &request])
+        .env_clear()
+        .env("HOME", run.disk.path("home"))
+        .env("MOLTINIT_RUN_DIR", run.disk.path("run"))
+        .output()
+        .unwrap();
+    assert!(
+        approved.status.success(),
+        "{}",
+        String::from_utf8_lossy(&approved.stderr)
+    );
+    assert_eq!(run.devices("pending"), Vec::<Value>::new());
+    assert_eq!(run.devices("paired").len(), 1);
+    let unknown = run.container.post("/devices/no-such-request/approve").unwrap();
+    assert_ne!(unknown.status, 200, "{unknown:?}");
+}
+
+fn a_refused_configuration_is_cured_or_rolled_back(gateway: Gateway) {
+    let run = Run::of(gateway);
+    // The gateway's own doctor takes unknown keys out.
+    run.edit("bogus", json!(1));
+    run.restart();
+    assert_eq!(run.config().get("bogus"), None);
+    assert!(!run.container.log().contains("rolled back"), "{}", run.container.log());
+
+    let good = run.config();
+    run.edit("logging", json!({ "level": "shouting" }));
+    let bad = run.config();
+    run.restart();
+    let told = event(&run.container, "gateway.config_rolled_back");
+    let reason = told["reason"].as_str().unwrap();
+    assert!(reason.contains("logging"), "{reason}");
+    let kept = fs::read_to_string(told["kept"].as_str().unwrap()).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), bad);
+    let now = run.config();
+    assert_eq!((now.get("logging"), &now["gateway"]), (None, &good["gateway"]));
+
+    // Half a file is no file.
+    fs::write(run.disk.state().join("openclaw.json"), "{ \"gateway\": {").unwrap();
+    run.restart();
+    assert_eq!(run.config()["gateway"], good["gateway"]);
+}
+
+#[test]
+fn a_first_boot_of_the_latest_is_ready_and_pairs() {
+    a_first_boot_is_ready_and_pairs(Gateway::latest(), "2026.9.6");
+}
+
+#[test]
+fn a_first_boot_of_the_pinned_is_ready_and_pairs() {
+    a_first_boot_is_ready_and_pairs(Gateway::pinned(), "2026.2.3");
+}
+
+#[test]
+fn the_latest_is_cured_of_a_refused_configuration_or_rolled_back() {
+    a_refused_configuration_is_cured_or_rolled_back(Gateway::latest());
+}
+
+#[test]
+fn the_pinned_is_cured_of_a_refused_configuration_or_rolled_back() {
+    a_refused_configuration_is_cured_or_rolled_back(Gateway::pinned());
+}
+
+/// It asks its supervisor for a restart by a clean exit.
+#[test]
+fn the_latest_is_started_again_when_it_wants_to_be() {
+    let run = Run::of(Gateway::latest());
+    let pid = run.pid();
+    kill(Pid::from_raw(pid), Signal::SIGUSR2).unwrap();
+    run.wait_for_another(pid);
+    assert!(!run.container.log().contains("crash loop"));
+}
+
+/// Its port still takes connections, and any answer of its HTTP would do as well as any other: only its WebSocket tells.
+#[test]
+fn the_pinned_is_restarted_when_it_hangs() {
+    let run = Run::of(Gateway::pinned());
+    let pid = run.pid();
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    run.wait_for_another(pid);
+    assert_eq!(event(&run.container, "service.unhealthy")["service"], "gateway");
+}
+
+/// What the environment makes of no file, of files of the gateway's own onboarding and of one that moltworker has
+/// patched is valid to the gateway itself.
+#[test]
+fn what_is_written_is_valid_to_both() {
+    let everything: Env = [
+        ("OPENCLAW_GATEWAY_TOKEN", TOKEN),
+        ("OPENCLAW_DEV_MODE", "true"),
+        ("WORKER_URL", "https://agent.example.workers.dev"),
+        ("CDP_SECRET", "cdp-secret-0123456789"),
+        ("CLOUDFLARE_AI_GATEWAY_API_KEY", "cf-secret-0123456789"),
+        ("CF_AI_GATEWAY_ACCOUNT_ID", "account"),
+        ("CF_AI_GATEWAY_GATEWAY_ID", "gateway"),
+        (
+            "CF_AI_GATEWAY_MODEL",
+            "workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast",
+        ),
+        ("MOLTINIT_MODEL_FALLBACKS", "anthropic/claude-sonnet-4-5,openai/gpt-4o"),
+        ("TELEGRAM_BOT_TOKEN", "123456:telegram-secret"),
+        ("TELEGRAM_DM_POLICY", "open"),
+        ("DISCORD_BOT_TOKEN", "discord-secret"),
+        ("DISCORD_DM_POLICY", "open"),
+        ("SLACK_BOT_TOKEN", "xoxb-secret"),
+        ("SLACK_APP_TOKEN", "xapp-secret"),
+    ]
+    .into_iter()
+    .collect();
+    let base_url: Env = [
+        ("AI_GATEWAY_API_KEY", "secret-0123456789"),
+        (
+            "AI_GATEWAY_BASE_URL",
+            "https://gateway.ai.cloudflare.com/v1/a/g/anthropic",
+        ),
+    ]
+    .into_iter()
+    .collect();
+    let moltworkers = json!({
+        "gateway": {
+            "port": 18789, "mode": "local", "trustedProxies": ["10.1.0.0"], "auth": { "token": "old" },
+            "controlUi": { "allowInsecureAuth": true },
+        },
+        "channels": {
+            "telegram": { "botToken": "t", "enabled": true, "dmPolicy": "open", "allowFrom": ["*"], "dm": { "policy": "open" } },
+            "discord": { "token": "d", "enabled": true, "dm": { "policy": "open", "allowFrom": ["*"] } },
+            "slack": { "botToken": "xoxb-1", "appToken": "xapp-1", "enabled": true },
+        },
+    });
+    for (gateway, generation) in [
+        (Gateway::latest(), Generation::Current),
+        (Gateway::pinned(), Generation::Early),
+    ] {
+        let cases = [
+            (&everything, json!({})),
+            (&everything, moltworkers.clone()),
+            (&base_url, json!({})),
+            (&Env::default(), moltworkers.clone()),
+        ];
+        for (env, document) in cases {
+            let (written, _) = patch(document, &settings_of(env), generation);
+            let (valid, said) = gateway.validate(&written);
+            assert!(valid, "{generation:?}: {said}\n{written:#}");
+        }
+        let (valid, _) = gateway.validate(&json!({ "gateway": { "nonsense": 1 } }));
+        assert!(!valid, "{generation:?}: a check that cannot fail is none");
+    }
+}
+
+fn settings_of(env: &Env) -> GatewaySettings {
+    let machine = Machine {
+        home: "/root".into(),
+        store_is_mounted: false,
+        has_sandbox_server: false,
+        has_legacy_workspace: true,
+    };
+    let config = config::load(None, env.clone(), &machine).unwrap();
+    GatewaySettings::from_env(env, &config).unwrap()
+}
