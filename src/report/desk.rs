@@ -76,6 +76,8 @@ impl Desk {
         match &event {
             Event::SnapshotCommitted { .. } => self.digest.add(&event),
             Event::BootPhase { phase } if *phase > Phase::Restore => self.adopt(),
+            // The last word of a boot is that it is over.
+            Event::ShutdownFinished { .. } => self.tell_commits(),
             _ => {}
         }
         // Commits are told by the digest.

@@ -34,3 +34,29 @@ fn the_worker_keeps_every_callback_once_and_only_ours() {
 fn the_worker_relays_cdp_to_whoever_has_the_secret() {
     node_test("cdp");
 }
+
+#[test]
+fn the_worker_leads_to_the_gateway_once_it_is_up() {
+    node_test("proxy");
+}
+
+#[test]
+fn the_workers_admin_page_does_what_it_says() {
+    node_test("admin");
+}
+
+/// The Worker polls the probes and receives the callbacks across a SIGKILL, an outage of its own, and a shutdown.
+#[test]
+fn the_worker_misses_no_event_whatever_happens() {
+    node_test("life");
+}
+
+#[test]
+fn the_worker_type_checks() {
+    let worker = Path::new(env!("CARGO_MANIFEST_DIR")).join("worker");
+    let output = Command::new(worker.join("node_modules/.bin/tsc"))
+        .current_dir(&worker)
+        .output()
+        .expect("run the tests by ./scripts/test");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}

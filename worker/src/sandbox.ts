@@ -24,14 +24,17 @@ export interface Probe {
 /** Milliseconds for which an answer of the probes is good enough for the next request. */
 const FRESH = 1_000;
 /** Milliseconds between two attempts to mount. */
-const MOUNT_GAP = 15_000;
+const MOUNT_GAP = 5_000;
 
 /** The container: started with its environment, its bucket mounted when moltinit says that it waits for it. */
 export class Sandbox extends SandboxSdk<Env> {
   private last?: { at: number; probe: Probe };
   private starting?: Promise<void>;
   private mounting?: Promise<void>;
+  /** When it was last tried to. */
   private mounted = 0;
+  /** Mounted by this object in its present life. */
+  private holds = false;
   private error?: string;
 
   constructor(ctx: DurableObjectState<{}>, env: Env) {
@@ -52,24 +55,26 @@ export class Sandbox extends SandboxSdk<Env> {
       return { state: "starting", open: false, pending: "container", failing: [], error: this.error };
     }
     try {
-      const started = await this.ask<{ pendingReason?: Pending }>("/startupz");
-      if (started.pendingReason) {
-        if (started.pendingReason === "store") this.mount();
-        return { state: "starting", open: false, pending: started.pendingReason, failing: [], error: this.error };
+      const { ok, pendingReason } = await this.ask<{ ok: boolean; pendingReason?: Pending }>("/startupz");
+      if (!ok) {
+        if (pendingReason === "store") this.mount();
+        return { state: "starting", open: false, pending: pendingReason, failing: [], error: this.error };
       }
       const { ready, failing = [] } = await this.ask<{ ready: boolean; failing?: string[] }>("/readyz");
       if (failing.includes("store")) this.mount();
       else this.error = undefined;
       // Without its store the gateway can be used all the same.
-      const open = failing.every((what) => what === "store");
+      const open = ready || (failing.length > 0 && failing.every((what) => what === "store"));
       return { state: ready ? "ready" : "failing", open, failing, error: this.error };
     } catch (error) {
-      return { state: "failing", open: false, failing: ["moltinit"], error: String(error) };
+      return { state: "failing", open: false, failing: ["moltinit"], error: error instanceof Error ? error.message : String(error) };
     }
   }
 
   private async ask<T>(probe: string): Promise<T> {
     const answer = await this.containerFetch(`http://moltinit${probe}`, { signal: AbortSignal.timeout(5_000) }, CONTROL);
+    // Whoever else answers in its place, the SDK for one, has no part in it.
+    if (![200, 503].includes(answer.status)) throw new Error(`moltinit does not answer: ${await answer.text()}`);
     return answer.json<T>();
   }
 
@@ -95,10 +100,11 @@ export class Sandbox extends SandboxSdk<Env> {
     const path = this.env.MOLTINIT_STORE || STORE_PATH;
     const quoted = `'${path.replaceAll("'", `'\\''`)}'`;
     if ((await this.exec(`mountpoint -q ${quoted}`, { timeout: 10_000 })).exitCode === 0) return;
-    // A dead s3fs leaves its mount behind: one that this object knows of, or one that it knew in an earlier life.
-    await this.unmountBucket(path).catch(() => {});
+    // A dead s3fs leaves its mount behind: one that this object holds, or that it held in an earlier life.
+    if (this.holds) await this.unmountBucket(path).catch(() => {});
     await this.exec(`fusermount -uz ${quoted}`, { timeout: 10_000 });
     await this.mountBucket("STORE", path, {});
+    this.holds = true;
   }
 
   /** Everything that is for the gateway, HTTP and WebSocket. */

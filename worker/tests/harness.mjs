@@ -131,8 +131,9 @@ export class Engine {
  * The Worker in workerd. `ports` says where the container's ports are really; `asLogin` makes requests that have
  * passed Access.
  */
-export async function start(t, { engine, ports = {}, env = {}, port = 0, persist, login = access(), browser, beside = [], running = false } = {}) {
+export async function start(t, { engine, ports = {}, env = {}, port, persist, login = access(), browser, beside = [], running = false } = {}) {
   const script = await bundle();
+  port ??= await freePort();
   const external = (port) => ({ external: { address: `127.0.0.1:${port}`, http: {} } });
   const miniflare = new Miniflare({
     host: "127.0.0.1",

@@ -428,14 +428,21 @@ async fn commits_are_told_together_and_at_the_end() {
         world.report.status()
     };
     assert_eq!((status.snapshots.commits, status.costs.write_operations), (5, 10));
+    let told = |events: &Events| -> u64 {
+        let commits = events.events.iter().filter_map(|event| event.data["commits"].as_u64());
+        commits.sum()
+    };
     let events: Events = world.client().get("/events").await.unwrap();
-    let told: u64 = events
-        .events
-        .iter()
-        .map(|event| event.data["commits"].as_u64().unwrap())
-        .sum();
-    assert_eq!(told, 5);
+    assert_eq!(told(&events), 5);
     assert!(events.events.len() <= 2, "{events:?}");
+
+    // The end of the boot is the last that is told of it, though commits were held back until then.
+    world.events.emit(committed(6));
+    world.events.emit(Event::ShutdownFinished { code: 0 });
+    world.report.carry().await;
+    let events: Events = world.client().get("/events").await.unwrap();
+    assert_eq!(told(&events), 6);
+    assert_eq!(events.events.last().unwrap().kind, "shutdown.finished");
 }
 
 /// Ends the threads that burn the processors.

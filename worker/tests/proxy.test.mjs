@@ -1,0 +1,187 @@
+// What goes to the gateway, and what a person sees until it can.
+import assert from "node:assert/strict";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import WebSocket from "ws";
+import { container, Engine, eventually, GATEWAY_TOKEN, scratch, start } from "./harness.mjs";
+import { standIn } from "./moltinit.mjs";
+
+const html = { headers: { Accept: "text/html,application/xhtml+xml" } };
+
+async function setUp(t, env = {}) {
+  const inside = await standIn(t);
+  const engine = new Engine(inside.run);
+  const worker = await start(t, { engine, ports: inside.ports, env });
+  const status = async () => (await worker.asLogin("/api/status")).json();
+  const reaches = (what, holds) => eventually(what, async () => {
+    const now = await status();
+    return holds(now) ? now : undefined;
+  });
+  return { inside, engine, worker, status, reaches };
+}
+
+/** A WebSocket through the Worker, with its messages in a queue. */
+function connect(worker, path, headers = {}) {
+  const url = new URL(path, worker.url).href.replace("http", "ws");
+  const socket = new WebSocket(url, { headers: { "Cf-Access-Jwt-Assertion": worker.login.token(), ...headers } });
+  const messages = [];
+  const waiting = [];
+  const put = (message) => (waiting.length ? waiting.shift()(message) : messages.push(message));
+  socket.on("message", (data, binary) => put(binary ? data : data.toString()));
+  socket.on("close", (code, reason) => put({ code, reason: reason.toString() }));
+  socket.on("unexpected-response", (_, response) => (response.destroy(), put({ status: response.statusCode })));
+  socket.on("error", (error) => put({ error: error.message }));
+  return { socket, next: () => (messages.length ? Promise.resolve(messages.shift()) : new Promise((done) => waiting.push(done))) };
+}
+
+/** The gateway as a browser and a program use it. */
+async function through(worker) {
+  const answer = await worker.asLogin("/chat?session=main", { method: "POST", body: "hello", headers: { "X-Custom": "kept" } });
+  assert.equal(answer.status, 200);
+  const seen = await answer.json();
+  assert.deepEqual([seen.method, seen.url, seen.body, seen.headers["x-custom"]], ["POST", "/chat?session=main", "hello", "kept"]);
+
+  const { socket, next } = connect(worker, "/ws");
+  // A login by Access loses the query: the token is put back.
+  assert.deepEqual(JSON.parse(await next()), { url: `/ws?token=${GATEWAY_TOKEN}` });
+  socket.send("hello");
+  assert.equal(await next(), "hello");
+  const binary = Buffer.alloc(1 << 20, 7);
+  socket.send(binary);
+  assert.deepEqual(await next(), binary);
+  socket.send("close me");
+  assert.deepEqual(await next(), { code: 4007, reason: "as you wish" });
+
+  const own = connect(worker, "/ws?token=mine");
+  assert.deepEqual(JSON.parse(await own.next()), { url: "/ws?token=mine" });
+  own.socket.terminate();
+}
+
+test("step by step to an open gateway", async (t) => {
+  const { inside, engine, worker, status, reaches } = await setUp(t);
+  assert.equal(engine.starts, 0);
+  // The first request starts it, and does not wait for it.
+  const first = await worker.asLogin("/", html);
+  assert.equal(first.status, 503);
+  assert.match(first.headers.get("Content-Type"), /text\/html/);
+  assert.match(await first.text(), /Your agent is starting/);
+  // The store is waited for, and so it is mounted, once.
+  await reaches("the mount", () => inside.mounted);
+  assert.deepEqual(engine.intercepted.includes("r2.internal"), true);
+  assert.equal(engine.env.MOLTINIT_STORE, "/data/moltbot");
+
+  for (const pending of ["restore", "prepare", "services"]) {
+    inside.pending = pending;
+    assert.deepEqual(await reaches(pending, (now) => now.pending === pending), { state: "starting", open: false, pending, failing: [], events: null });
+  }
+  // A program is told to come back; so is a WebSocket, and nothing of it reaches the gateway.
+  const program = await worker.asLogin("/v1/chat/completions", { method: "POST", body: "{}" });
+  assert.deepEqual([program.status, program.headers.get("Retry-After"), (await program.json()).detail], [503, "2", "services"]);
+  assert.deepEqual(await connect(worker, "/ws").next(), { status: 503 });
+
+  // Booted, but the gateway is away.
+  inside.pending = undefined;
+  await reaches("the gateway to be missed", (now) => now.state === "failing" && !now.open);
+  assert.equal((await worker.asLogin("/", html)).status, 503);
+  inside.failing = [];
+  await reaches("the open door", (now) => now.state === "ready" && now.open);
+  await through(worker);
+
+  // A store that is away is no reason to shut people out. It is looked after.
+  inside.failing = ["store"];
+  assert.equal((await reaches("trouble", (now) => now.state === "failing")).open, true);
+  await through(worker);
+
+  const mounts = inside.commands.filter((command) => command.startsWith("s3fs "));
+  assert.equal(mounts.length, 1, "a live mount is left alone");
+  assert.equal(engine.starts, 1, "and there was one container all the time");
+  assert.equal((await status()).error, undefined);
+});
+
+test("the container has what is set here, and not what is the Worker's own", async (t) => {
+  const { engine, reaches } = await setUp(t, { ANTHROPIC_API_KEY: "sk-test", GROQ_API_KEY: "gsk-test", OPENCLAW_GATEWAY_TOKEN: "", MOLTBOT_GATEWAY_TOKEN: GATEWAY_TOKEN, MOLTINIT_MOUNT: "s3fs" });
+  await reaches("a container", (now) => now.pending === "store");
+  const { ANTHROPIC_API_KEY, GROQ_API_KEY, OPENCLAW_GATEWAY_TOKEN, CF_ACCESS_AUD, MOLTBOT_GATEWAY_TOKEN, WORKER_URL } = engine.env;
+  assert.deepEqual([ANTHROPIC_API_KEY, GROQ_API_KEY, OPENCLAW_GATEWAY_TOKEN, CF_ACCESS_AUD, MOLTBOT_GATEWAY_TOKEN], ["sk-test", "gsk-test", GATEWAY_TOKEN, undefined, undefined]);
+  assert.ok(WORKER_URL);
+});
+
+test("moltinit that mounts its own bucket is left to it", async (t) => {
+  const { inside, reaches } = await setUp(t, { MOLTINIT_MOUNT: "s3fs" });
+  await reaches("a container", (now) => now.pending === "store");
+  inside.pending = "restore";
+  await reaches("the restore", (now) => now.pending === "restore");
+  assert.deepEqual(inside.commands, []);
+});
+
+test("a dead mount is taken away and made again", async (t) => {
+  const { inside, reaches } = await setUp(t);
+  await reaches("the mount", () => inside.mounted);
+  Object.assign(inside, { pending: undefined, failing: [] });
+  await reaches("the open door", (now) => now.open);
+  Object.assign(inside, { mounted: false, failing: ["store"] });
+  await reaches("another mount", () => inside.mounted);
+  const verbs = inside.commands.map((command) => command.split(" ").slice(0, 2).join(" "));
+  const last = verbs.lastIndexOf("s3fs 'STORE'");
+  assert.deepEqual(verbs.slice(0, last).filter((verb) => verb.startsWith("fusermount")).slice(-2), ["fusermount -u", "fusermount -uz"]);
+});
+
+test("a container that dies is missed, and the next minute brings it back", async (t) => {
+  const { inside, engine, worker, reaches } = await setUp(t);
+  Object.assign(inside, { pending: undefined, failing: [] });
+  await reaches("the open door", (now) => now.open);
+  await through(worker);
+  engine.container.signal(9);
+  await engine.container.exited;
+  // Nobody asks: the cron does.
+  const scheduled = await worker.miniflare.getWorker();
+  await eventually("the next start", async () => {
+    await scheduled.scheduled({ cron: "* * * * *" });
+    return engine.starts > 1 || undefined;
+  });
+  await reaches("the open door again", (now) => now.open);
+  await through(worker);
+});
+
+test("the admin page's requests reach moltinit with its token, and nothing of the login", async (t) => {
+  const { inside, worker, reaches } = await setUp(t);
+  Object.assign(inside, { pending: undefined, failing: [] });
+  await reaches("the open door", (now) => now.open);
+  const cookie = { Cookie: `CF_Authorization=${worker.login.token()}` };
+  const answer = await worker.asLogin("/_admin/api/snapshots/abc/restore?x=1", { method: "POST", headers: cookie });
+  assert.deepEqual(await answer.json(), { method: "POST", url: "/snapshots/abc/restore?x=1" });
+  const { headers } = inside.asked.find(({ url }) => url.startsWith("/snapshots"));
+  assert.equal(headers.authorization, `Bearer ${GATEWAY_TOKEN}`);
+  assert.deepEqual([headers.cookie, headers["cf-access-jwt-assertion"]], [undefined, undefined]);
+});
+
+test("with the real moltinit", async (t) => {
+  const dir = scratch(t);
+  const store = join(dir, "store");
+  mkdirSync(store);
+  const inside = await container(t, { dir, store, gateway: { delay: 1500 } });
+  const engine = new Engine(inside.run);
+  const worker = await start(t, { engine, ports: inside.ports });
+  const seen = new Set();
+  await eventually("the open door", async () => {
+    const now = await (await worker.asLogin("/api/status")).json();
+    seen.add(now.pending ?? now.state);
+    return now.open || undefined;
+  });
+  assert.ok(seen.has("container"), [...seen].join());
+  assert.ok(seen.has("services"), [...seen].join());
+  await through(worker);
+  const status = await (await worker.asLogin("/_admin/api/status")).json();
+  assert.equal(status.ready, true);
+  assert.equal(status.services.gateway.state, "ready");
+  // Its last lines, as they come.
+  const logs = await worker.asLogin("/_admin/api/services/gateway/logs?follow=true");
+  const { value } = await logs.body.getReader().read();
+  assert.match(new TextDecoder().decode(value), /the stand-in gateway listens/);
+  await logs.body.cancel().catch(() => {});
+  // In order, with a last snapshot; and again.
+  assert.equal((await worker.asLogin("/_admin/restart", { method: "POST" })).status, 202);
+  assert.equal(await engine.container.exited, 0);
+  await eventually("the next container", async () => ((await (await worker.asLogin("/api/status")).json()).open && engine.starts === 2) || undefined);
+});
