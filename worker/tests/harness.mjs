@@ -201,27 +201,33 @@ function child(t, command, args, options) {
 }
 
 /**
- * Runs the real moltinit as PID 1 of a PID namespace, with a stand-in for the gateway. The directory is its disk; its
- * store is `store`. Gives what `Engine` wants, and where its ports are.
+ * Runs the real moltinit as PID 1 of a PID namespace, with the real gateway or with a stand-in for it, which is ready
+ * `delay` ms after its start. The directory is its disk; its store is `store`. Gives what `Engine` wants, and where its
+ * ports are.
  */
-export async function container(t, { dir, store, gateway = {} }) {
+export async function container(t, { dir, store, gateway = { delay: 0 } }) {
   const ports = { 9180: await freePort(), 18789: await freePort() };
   const cdp = await freePort();
   for (const name of ["home", "data", "run"]) mkdirSync(join(dir, name), { recursive: true });
   mkdirSync(store, { recursive: true });
+  const port = String(ports[18789]);
+  const command =
+    gateway === "openclaw"
+      ? ["openclaw", "gateway", "--port", port, "--bind", "loopback"]
+      : [process.execPath, join(here, "gateway.mjs"), port, String(gateway.delay)];
+  const path = gateway === "openclaw" ? `${process.env.MOLTINIT_TEST_OPENCLAW}/bin:${process.env.PATH}` : process.env.PATH;
   const config = join(dir, "moltinit.toml");
-  const command = JSON.stringify([process.execPath, join(here, "gateway.mjs"), String(ports[18789]), String(gateway.delay ?? 0)]);
-  const http = `http://127.0.0.1:${ports[18789]}`;
   writeFileSync(
     config,
-    `[[service]]\nname = "gateway"\ncommand = ${command}\n` +
-      `ready = { http = "${http}/readyz", json = "ready", every = "100ms" }\nlive = { http = "${http}/healthz", json = "ok" }\n`,
+    `[[service]]\nname = "gateway"\ncommand = ${JSON.stringify(command)}\n` +
+      `ready = { http = "http://127.0.0.1:${port}/readyz", json = "ready", every = "100ms" }\n` +
+      `live = { http = "http://127.0.0.1:${port}/healthz", json = "ok" }\n`,
   );
   const log = join(dir, "log");
   const run = async (given) => {
     const env = {
       ...given,
-      PATH: process.env.PATH,
+      PATH: path,
       HOME: join(dir, "home"),
       MOLTINIT_CONFIG: config,
       MOLTINIT_STORE: store,
