@@ -11,6 +11,7 @@
 //! * [`discovery`]: `/json/version` and its kin.
 //! * [`session`]: one WebSocket, from the upgrade to its end.
 //! * [`relay`]: bytes from one side to the other, frame by frame, never a message in memory.
+//! * [`skill`]: scripts for the agent that use the port, kept up to date in its workspace.
 //! * [`upstream`]: which browser, how it is dialled, and what its refusals mean.
 
 mod discovery;
@@ -19,6 +20,7 @@ mod guard;
 mod relay;
 mod server;
 mod session;
+pub mod skill;
 pub mod upstream;
 
 use std::{io, net::SocketAddr, sync::Arc};

@@ -16,6 +16,7 @@ mod restore;
 mod run;
 mod service;
 mod show;
+mod skills;
 mod snapshot;
 mod status;
 mod talk;
@@ -58,6 +59,8 @@ enum Command {
     #[command(subcommand)]
     Devices(devices::Devices),
     #[command(subcommand)]
+    Skills(skills::Skills),
+    #[command(subcommand)]
     Config(check::Config),
     Doctor(doctor::Doctor),
 }
@@ -79,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Restore(restore) => restore.run(file).map(|()| 0),
         Command::Import(import) => import.run(file).map(|()| 0),
         Command::Devices(devices) => devices.run(file).map(|()| 0),
+        Command::Skills(skills) => skills.run(file).map(|()| 0),
         Command::Config(config) => config.run(file).map(|()| 0),
         Command::Doctor(doctor) => doctor.run(file).map(|()| 0),
     };

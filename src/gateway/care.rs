@@ -1,12 +1,26 @@
 //! What the supervisor asks the gateway's keeper.
 
+use std::path::Path;
+
 use futures_util::{FutureExt, future::BoxFuture};
+use tracing::{info, warn};
 
 use super::Gateway;
 use crate::{
+    browser::skill::{self, Outcome},
     event::Event,
     supervise::{Care, Ended, Launch, Start, Verdict},
 };
+
+/// The agent can do without, so nothing waits for it.
+fn put_skill(workspace: &Path) {
+    match skill::install(workspace) {
+        Ok(Outcome::UpToDate) => {}
+        Ok(Outcome::Installed) => info!("the browser skill is in {}", skill::directory(workspace).display()),
+        Ok(Outcome::Kept(path)) => info!("the browser skill stays as it is: {path} has been changed"),
+        Err(error) => warn!("{error}"),
+    }
+}
 
 impl Care for Gateway {
     fn before_start(&self, _attempt: u32) -> BoxFuture<'_, Start> {
@@ -23,6 +37,7 @@ impl Care for Gateway {
                 let version = version.to_string();
                 self.events.emit(Event::GatewayFound { version });
             }
+            put_skill(&prepared.workspace);
             let child = self.environment();
             Start::Go(Launch {
                 env: child

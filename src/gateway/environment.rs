@@ -96,6 +96,10 @@ pub fn child_env(env: &Env, settings: &GatewaySettings, state_dir: &Path, home: 
         }
         Some(Route::AiGateway(_)) | None => {}
     }
+    // It may have come by file; the browser skill asks for it.
+    if let Some(addr) = settings.browser {
+        put("MOLTINIT_CDP_ADDR", &addr.to_string());
+    }
     if state_dir != home.join(".openclaw") {
         put("OPENCLAW_STATE_DIR", &state_dir.to_string_lossy());
     }

@@ -96,6 +96,16 @@ pub fn workspace_in(config: &Config, text: Option<&[u8]>) -> PathBuf {
     Places::new(&config.env, &config.state_dir).workspace_in(text)
 }
 
+/// Where the agent works, as far as can be said without a gateway: what is set, what the gateway's configuration has, the
+/// default.
+pub fn workspace(config: &Config) -> PathBuf {
+    let places = Places::new(&config.env, &config.state_dir);
+    match &config.workspace {
+        Some(path) if config.env.get("MOLTINIT_WORKSPACE").is_some() || !places.names_workspace() => path.clone(),
+        _ => places.workspace(),
+    }
+}
+
 impl Gateway {
     /// Every problem of the gateway's settings at once.
     ///

@@ -235,6 +235,12 @@ impl Places {
         workspace_of(&document.map_or(Value::Null, |document| document.value), self)
     }
 
+    /// Whether its configuration names a workspace.
+    pub fn names_workspace(&self) -> bool {
+        let document = document::read(&self.config).ok().flatten();
+        document.is_some_and(|document| document.value["agents"]["defaults"]["workspace"].is_string())
+    }
+
     /// The same for a configuration that is not in its place yet.
     pub fn workspace_in(&self, config: Option<&[u8]>) -> PathBuf {
         let text = config.and_then(|bytes| std::str::from_utf8(bytes).ok());

@@ -2,8 +2,7 @@
 //! where the upstream has to misbehave.
 
 use std::{
-    fs,
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -21,7 +20,6 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::mpsc::UnboundedReceiver,
 };
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, accept_async, connect_async,
@@ -31,26 +29,11 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::support::{PATIENCE, eventually, http};
-
-/// A browser port on `upstream`, and what it says happened.
-async fn port(upstream: &str, env: &[(&str, &str)]) -> (u16, UnboundedReceiver<Event>) {
-    port_with(upstream, env, None).await
-}
-
-async fn port_with(upstream: &str, env: &[(&str, &str)], token: Option<Secret>) -> (u16, UnboundedReceiver<Event>) {
-    let variables = [("HOME", "/root"), ("MOLTINIT_CDP_UPSTREAM", upstream)]
-        .into_iter()
-        .chain(env.iter().copied());
-    let env = Env::from_iter(variables.map(|(key, value)| (key.to_owned(), value.to_owned())));
-    let config = config::load(None, env, &config::Machine::look()).unwrap();
-    let upstream = Upstream::of(&config).unwrap().unwrap();
-    let (events, said) = Events::channel();
-    let addr = browser::start("127.0.0.1:0".parse().unwrap(), upstream, token, events)
-        .await
-        .unwrap();
-    (addr.port(), said)
-}
+use crate::support::{
+    PATIENCE,
+    browser::{Chromium, port, port_with},
+    http,
+};
 
 type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
@@ -101,50 +84,6 @@ async fn echo(mut socket: WebSocketStream<TcpStream>) {
         if (message.is_text() || message.is_binary()) && socket.send(message).await.is_err() {
             return;
         }
-    }
-}
-
-struct Chromium {
-    process: Child,
-    port: u16,
-    _profile: tempfile::TempDir,
-}
-
-impl Chromium {
-    fn start() -> Chromium {
-        let profile = tempfile::tempdir().unwrap();
-        let process = Command::new("chromium")
-            .args([
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-dev-shm-usage",
-                "--no-first-run",
-            ])
-            .args(["--remote-debugging-port=0", "about:blank"])
-            .arg(format!("--user-data-dir={}", profile.path().display()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("chromium");
-        let mut chromium = Chromium {
-            process,
-            port: 0,
-            _profile: profile,
-        };
-        let said = chromium._profile.path().join("DevToolsActivePort");
-        chromium.port = eventually("Chromium", PATIENCE, || {
-            fs::read_to_string(&said).ok()?.lines().next()?.parse().ok()
-        });
-        chromium
-    }
-}
-
-impl Drop for Chromium {
-    fn drop(&mut self) {
-        crate::support::process::kill_tree(self.process.id() as i32);
-        let _ = self.process.wait();
     }
 }
 

@@ -11,6 +11,7 @@ mod gateway;
 mod life;
 mod mistakes;
 mod outage;
+mod skill;
 mod support;
 mod takeover;
 mod worker;

@@ -75,6 +75,14 @@ impl Gateway {
         self.node("gateway-pair.mjs", &[]).trim_end().to_owned()
     }
 
+    /// Its command line, with nothing in its environment but a path.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(self.bin.join("openclaw"));
+        let path = format!("{}:{}", self.bin.display(), std::env::var("PATH").unwrap());
+        command.args(words).env_clear().env("PATH", path);
+        command
+    }
+
     fn node(&self, script: &str, args: &[&str]) -> String {
         let output = Command::new(self.bin.join("node"))
             .arg(format!("{}/tests/tools/{script}", env!("CARGO_MANIFEST_DIR")))

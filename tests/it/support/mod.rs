@@ -1,5 +1,6 @@
 //! What black-box tests share: a container to run moltinit in, a client for its HTTP, and waiting with a deadline.
 
+pub mod browser;
 pub mod container;
 pub mod gateway;
 pub mod http;

@@ -1,0 +1,37 @@
+//! `moltinit skills`: what moltinit brings to the agent's workspace.
+
+use std::path::Path;
+
+use clap::Subcommand;
+
+use super::failure::Failure;
+use crate::{
+    browser::skill::{self, Outcome},
+    config::Config,
+    gateway,
+};
+
+/// Skills of the agent
+#[derive(Debug, Subcommand)]
+pub enum Skills {
+    /// Put the browser skill into the workspace, unless somebody has changed the one that is there
+    Install,
+}
+
+impl Skills {
+    pub fn run(self, file: Option<&Path>) -> Result<(), Failure> {
+        let Skills::Install = self;
+        let workspace = gateway::workspace(&Config::from_process(file)?);
+        let outcome = skill::install(&workspace).map_err(anyhow::Error::from)?;
+        let directory = skill::directory(&workspace);
+        let directory = directory.display();
+        match outcome {
+            Outcome::Installed => println!("installed {directory}"),
+            Outcome::UpToDate => println!("{directory} is up to date"),
+            Outcome::Kept(path) => println!(
+                "kept {directory} as it is: {path} has been changed; move the directory away to have it installed anew"
+            ),
+        }
+        Ok(())
+    }
+}
