@@ -60,6 +60,16 @@ function tokenOf(request: Request): string | undefined {
   return header ?? cookie?.[1];
 }
 
+/** For the container: an agent that was talked into it could use its owner's login for `/_admin`. */
+export function withoutLogin(given: Headers): Headers {
+  const headers = new Headers(given);
+  headers.delete("Cf-Access-Jwt-Assertion");
+  const cookies = (headers.get("Cookie") ?? "").split(/;\s*/).filter((cookie) => cookie && !/^CF_(Authorization|AppSession|Binding)=/.test(cookie));
+  if (cookies.length > 0) headers.set("Cookie", cookies.join("; "));
+  else headers.delete("Cookie");
+  return headers;
+}
+
 /**
  * Checks an Access token: signature (RS256 and nothing else), issuer, audience, and time. `now` is in seconds.
  *

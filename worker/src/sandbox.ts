@@ -1,4 +1,5 @@
 import { getSandbox, Sandbox as SandboxSdk } from "@cloudflare/sandbox";
+import { withoutLogin } from "./access";
 import { adminToken, containerEnv, type Env, STORE_PATH } from "./env";
 
 /** moltinit's probes and control. */
@@ -119,10 +120,8 @@ export class Sandbox extends SandboxSdk<Env> {
       this.begin();
       return Response.json({ title: "The container is starting", status: 503 }, { status: 503, headers: { "Retry-After": "2" } });
     }
-    const headers = new Headers(request.headers);
+    const headers = withoutLogin(request.headers);
     headers.set("Authorization", `Bearer ${adminToken(this.env)}`);
-    // The login is this Worker's affair.
-    for (const name of ["Cookie", "Cf-Access-Jwt-Assertion"]) headers.delete(name);
     return this.containerFetch(new Request(request, { headers }), CONTROL);
   }
 

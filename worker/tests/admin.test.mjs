@@ -5,7 +5,7 @@ import { mkdirSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { test } from "node:test";
-import { container, Engine, eventually, PATIENCE, scratch, start } from "./harness.mjs";
+import { container, Engine, eventually, GATEWAY_TOKEN, PATIENCE, scratch, start } from "./harness.mjs";
 
 const SHOTS = process.env.MOLTINIT_TEST_SCREENSHOTS;
 
@@ -14,7 +14,10 @@ async function browser(t) {
   const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"] });
   t.after(() => browser.close());
   return async (worker, options) => {
-    const context = await browser.newContext({ extraHTTPHeaders: { "Cf-Access-Jwt-Assertion": worker.login.token({ exp: worker.login.now() + 7200 }) }, ...options });
+    // As from elsewhere in the world, with the cookie of a login.
+    const context = await browser.newContext({ extraHTTPHeaders: { "CF-Connecting-IP": "203.0.113.7" }, ...options });
+    const value = worker.login.token({ exp: worker.login.now() + 7200 });
+    await context.addCookies([{ name: "CF_Authorization", value, url: worker.url.href, httpOnly: true }]);
     const page = await context.newPage();
     page.setDefaultTimeout(PATIENCE);
     const trouble = [];
@@ -62,7 +65,9 @@ test("from the loading page to the admin page, and every button on it", async (t
     await page.locator("#services").getByRole("button", { name: "Restart" }).first().click();
     await shoot(page, "confirm-desktop");
     await page.getByRole("button", { name: "Cancel" }).click();
-    await page.waitForTimeout(300);
+    // Had it been asked for, it would have been before this.
+    await page.getByRole("button", { name: "Snapshot now" }).click();
+    await message.getByText(/^committed .*[2-9]$/).waitFor();
     const now = (await page.evaluate(() => fetch("/_admin/api/status").then((answer) => answer.json()))).services.gateway.pid;
     assert.equal(now, pid);
   });
@@ -95,4 +100,30 @@ test("from the loading page to the admin page, and every button on it", async (t
     }
   });
   assert.deepEqual([...trouble, ...phone.trouble], []);
+});
+
+test("a browser is paired with the real gateway", async (t) => {
+  const dir = scratch(t);
+  const inside = await container(t, { dir, store: join(dir, "store"), gateway: "openclaw" });
+  const worker = await start(t, { engine: new Engine(inside.run), ports: inside.ports });
+  const open = await browser(t);
+
+  const { page: client } = await open(worker, {});
+  await client.goto(new URL("/", worker.url).href);
+  await client.locator("li.now").waitFor();
+  await client.locator("li.now").waitFor({ state: "detached", timeout: 2 * PATIENCE });
+  const chat = new URL(`/#token=${GATEWAY_TOKEN}`, worker.url).href;
+  await client.goto(chat);
+
+  const { page, trouble } = await open(worker, { viewport: { width: 390, height: 844 }, isMobile: true });
+  await page.goto(new URL("/_admin", worker.url).href);
+  await page.getByRole("button", { name: "Approve" }).click();
+  await page.locator("#devices", { hasText: "paired" }).waitFor();
+  await page.getByRole("button", { name: "Approve" }).waitFor({ state: "detached" });
+  await shoot(page, "devices-phone");
+  await client.goto("about:blank");
+  await client.goto(chat);
+  await client.getByText(/Model Setup|Settings/).first().waitFor();
+  await shoot(client, "client");
+  assert.deepEqual(trouble, []);
 });

@@ -223,6 +223,11 @@ export async function container(t, { dir, store, gateway = { delay: 0 } }) {
       `ready = { http = "http://127.0.0.1:${port}/readyz", json = "ready", every = "100ms" }\n` +
       `live = { http = "http://127.0.0.1:${port}/healthz", json = "ok" }\n`,
   );
+  if (gateway === "openclaw") {
+    // The platform's proxy is at an address of its own, which the configuration gets anyway; here it is this machine.
+    mkdirSync(join(dir, "home/.openclaw"), { recursive: true });
+    writeFileSync(join(dir, "home/.openclaw/openclaw.json"), JSON.stringify({ gateway: { trustedProxies: ["127.0.0.1"] } }));
+  }
   const log = join(dir, "log");
   const run = async (given) => {
     const env = {

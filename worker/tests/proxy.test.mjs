@@ -107,6 +107,23 @@ test("the container has what is set here, and not what is the Worker's own", asy
   assert.ok(WORKER_URL);
 });
 
+test("the gateway is told who asks by the Worker, and by nobody else", async (t) => {
+  const { inside, worker, reaches } = await setUp(t);
+  Object.assign(inside, { pending: undefined, failing: [] });
+  await reaches("the open door", (now) => now.open);
+  const made = { Forwarded: "for=192.0.2.1", "X-Forwarded-For": "192.0.2.1", "X-Forwarded-Host": "evil.example", "X-Real-IP": "192.0.2.1", "CF-Connecting-IP": "203.0.113.7" };
+  const { headers } = await (await worker.asLogin("/", { headers: made })).json();
+  assert.deepEqual(
+    ["forwarded", "x-real-ip", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"].map((name) => headers[name]),
+    [undefined, undefined, headers["cf-connecting-ip"], worker.url.host, "http"],
+  );
+  assert.ok(headers["cf-connecting-ip"]);
+  // Nor is it given what would let the agent log in as its owner.
+  const login = { Cookie: `theme=dark; CF_Authorization=${worker.login.token()}; lang=en` };
+  const seen = (await (await worker.asLogin("/", { headers: login })).json()).headers;
+  assert.deepEqual([seen.cookie, seen["cf-access-jwt-assertion"]], ["theme=dark; lang=en", undefined]);
+});
+
 test("moltinit that mounts its own bucket is left to it", async (t) => {
   const { inside, reaches } = await setUp(t, { MOLTINIT_MOUNT: "s3fs" });
   await reaches("a container", (now) => now.pending === "store");
