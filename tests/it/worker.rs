@@ -8,7 +8,7 @@ use crate::support::MOLTINIT;
 fn node_test(name: &str) {
     let worker = Path::new(env!("CARGO_MANIFEST_DIR")).join("worker");
     let output = Command::new("node")
-        .args(["--test", "--test-reporter=spec"])
+        .args(["--test", "--test-reporter=spec", "--test-timeout=900000"])
         .arg(worker.join("tests").join(format!("{name}.test.mjs")))
         .current_dir(&worker)
         .env("MOLTINIT_TEST_BIN", MOLTINIT)
@@ -49,6 +49,11 @@ fn the_workers_admin_page_does_what_it_says() {
 #[test]
 fn the_worker_misses_no_event_whatever_happens() {
     node_test("life");
+}
+
+#[test]
+fn wrangler_takes_the_worker_as_it_is() {
+    node_test("build");
 }
 
 #[test]

@@ -243,8 +243,9 @@ export async function container(t, { dir, store, gateway = { delay: 0 } }) {
     };
     const bin = process.env.MOLTINIT_TEST_BIN;
     if (!bin) throw new Error("MOLTINIT_TEST_BIN must name the moltinit to test");
-    const args = ["--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL", bin, "run"];
-    const { pid, exited } = child(t, "unshare", args, { env, stdio: ["ignore", openSync(log, "a"), openSync(log, "a")] });
+    // Gone with this process, whatever ends it.
+    const args = ["--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL", bin, "run"];
+    const { pid, exited } = child(t, "setpriv", args, { env, stdio: ["ignore", openSync(log, "a"), openSync(log, "a")] });
     const children = `/proc/${pid}/task/${pid}/children`;
     const init = await eventually("PID 1 of the namespace", () => Number(readFileSync(children, "utf8").trim()) || undefined);
     return { init, exited, signal: (number) => process.kill(init, number) };

@@ -47,8 +47,8 @@ class StandIn {
     const fetch = async (input: RequestInfo, init?: RequestInit) => {
       try {
         if (this.running && service) return await service.fetch(input, init);
-      } catch (error) {
-        console.log(`port ${port}: ${error}`);
+      } catch {
+        // Refused: said as the platform says it.
       }
       throw new Error("the container is not listening in the TCP address");
     };
