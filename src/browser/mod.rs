@@ -7,6 +7,7 @@
 //!                                         +-> session: accepts at once, dials on the first command -> relay -> upstream
 //! ```
 //!
+//! * [`bridge`]: what a client needs and moltworker's shim lacks.
 //! * [`guard`]: who may come in.
 //! * [`discovery`]: `/json/version` and its kin.
 //! * [`session`]: one WebSocket, from the upgrade to its end.
@@ -14,6 +15,7 @@
 //! * [`skill`]: scripts for the agent that use the port, kept up to date in its workspace.
 //! * [`upstream`]: which browser, how it is dialled, and what its refusals mean.
 
+mod bridge;
 mod discovery;
 mod frame;
 mod guard;

@@ -4,13 +4,18 @@
 //! it: that is answered here and launches nothing.
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
 
 use super::{
-    Shared, discovery,
+    Shared,
+    bridge::{Greeting, bridge, greet},
+    discovery,
     frame::{self, Header},
     relay::relay,
-    upstream::DialError,
+    upstream::{DIAL, DialError},
 };
 use crate::event::Event;
 
@@ -32,12 +37,22 @@ pub async fn run(mut client: impl AsyncRead + AsyncWrite + Unpin, path: &str, sh
         return;
     };
     let name = shared.upstream.name();
+    let dial = async {
+        let mut browser = shared.upstream.dial(path).await?;
+        let greeting = match shared.upstream.may_be_shim() {
+            true => timeout(DIAL, greet(&mut browser))
+                .await
+                .unwrap_or(Err(DialError::TimedOut(DIAL)))?,
+            false => Greeting::Browser,
+        };
+        Ok::<_, DialError>((browser, greeting))
+    };
     let dialled = tokio::select! {
-        dialled = shared.upstream.dial(path) => dialled,
+        dialled = dial => dialled,
         () = hold(&mut client, &mut held) => return,
     };
-    let browser = match dialled {
-        Ok(browser) => browser,
+    let (browser, greeting) = match dialled {
+        Ok(dialled) => dialled,
         Err(error) => {
             shared.events.emit(Event::BrowserFailed {
                 upstream: name,
@@ -48,7 +63,11 @@ pub async fn run(mut client: impl AsyncRead + AsyncWrite + Unpin, path: &str, sh
         }
     };
     shared.events.emit(Event::BrowserConnected { upstream: name.clone() });
-    if let Err(broken) = relay(client, browser, held, shared.upstream.message_max()).await {
+    let ended = match greeting {
+        Greeting::Browser => relay(client, browser, held, shared.upstream.message_max()).await,
+        Greeting::Shim(greeting) => bridge(client, browser, held, &greeting).await,
+    };
+    if let Err(broken) = ended {
         tracing::warn!(upstream = %name, %broken, "a browser session ended");
     }
 }

@@ -10,7 +10,7 @@ use url::Url;
 use crate::config::{Config, env::Problem, secret::Secret};
 
 /// A cold browser takes 8 s to its first byte.
-const DIAL: Duration = Duration::from_secs(45);
+pub const DIAL: Duration = Duration::from_secs(45);
 /// For a page of discovery.
 const ASK: Duration = Duration::from_secs(10);
 /// The longest message that Cloudflare passes.
@@ -230,6 +230,11 @@ impl Upstream {
         let text = answer.text().await.map_err(unreachable)?;
         // `/json/activate` and `/json/close` answer in plain words.
         Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    /// Whether it may be moltworker's shim, which is no browser.
+    pub fn may_be_shim(&self) -> bool {
+        matches!(self.place, Place::Worker { .. })
     }
 
     /// Whether it can be asked for `/json/…`.

@@ -2,7 +2,8 @@
 //! where the upstream has to misbehave.
 
 use std::{
-    process::Command,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -87,14 +88,15 @@ async fn echo(mut socket: WebSocketStream<TcpStream>) {
     }
 }
 
-async fn drive(library: &str, port: u16) -> Value {
+async fn drive(library: &str, port: u16, tour: bool) -> Value {
     let mut node = Command::new("timeout");
     node.args([
         "120",
         "node",
         concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/drive-browser.mjs"),
     ])
-    .args([library, &format!("http://127.0.0.1:{port}")]);
+    .args([library, &format!("http://127.0.0.1:{port}")])
+    .args(tour.then_some("tour"));
     let output = tokio::task::spawn_blocking(move || node.output())
         .await
         .unwrap()
@@ -112,7 +114,7 @@ async fn playwright_and_puppeteer_drive_a_real_browser() {
     let chromium = Chromium::start();
     let (port, mut said) = port(&format!("http://127.0.0.1:{}", chromium.port), &[]).await;
     for library in ["playwright", "puppeteer"] {
-        let seen = drive(library, port).await;
+        let seen = drive(library, port, false).await;
         assert_eq!(
             seen,
             json!({ "title": "A page", "heading": "hello", "long": 3_000_000, "png": "PNG" }),
@@ -120,6 +122,55 @@ async fn playwright_and_puppeteer_drive_a_real_browser() {
         );
         assert!(matches!(said.recv().await, Some(Event::BrowserConnected { .. })));
     }
+}
+
+/// moltworker's shim as it is, in workerd, with a real Chromium behind it.
+struct Shim {
+    process: Child,
+    url: String,
+}
+
+impl Shim {
+    fn start(chromium: &Chromium) -> Shim {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/shim-worker.mjs");
+        let mut process = Command::new("node")
+            .args([script, &format!("127.0.0.1:{}", chromium.port)])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut url = String::new();
+        BufReader::new(process.stdout.take().unwrap())
+            .read_line(&mut url)
+            .unwrap();
+        let url = url.trim_end().to_owned();
+        Shim { process, url }
+    }
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        crate::support::process::kill_tree(self.process.id() as i32);
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn playwright_and_puppeteer_get_along_with_moltworkers_shim() {
+    let chromium = Chromium::start();
+    let shim = Shim::start(&chromium);
+    let env = [("WORKER_URL", shim.url.as_str()), ("CDP_SECRET", "shim-secret")];
+    let (port, _said) = port("worker", &env).await;
+    for library in ["playwright", "puppeteer"] {
+        let seen = drive(library, port, true).await;
+        let expected = json!({
+            "title": "Search", "typed": "two words", "found": "two words", "sum": { "sum": 3 }, "pdf": "%PDF",
+            "tabs": ["Found", "Found"], "wrong": true, "lost": true, "left": 1,
+        });
+        assert_eq!(seen, expected, "{library}");
+    }
+    let seen = drive("playwright", port, false).await;
+    let expected = json!({ "title": "A page", "heading": "hello", "long": 3_000_000, "png": "PNG" });
+    assert_eq!(seen, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,9 @@
-// drive-browser.mjs playwright|puppeteer ENDPOINT: does through a CDP endpoint what an agent's tools do, prints JSON.
+// drive-browser.mjs playwright|puppeteer ENDPOINT [tour]: does through a CDP endpoint what an agent's tools do, prints
+// JSON. A tour goes to a site of its own, and clicks, types, prints and opens tabs there.
 // The packages are found by MOLTINIT_TEST_NODE_MODULES.
+import { createServer } from "node:http";
 import { createRequire } from "node:module";
-const [library, endpoint] = process.argv.slice(2);
+const [library, endpoint, tour] = process.argv.slice(2);
 const require = createRequire(process.env.MOLTINIT_TEST_NODE_MODULES + "/");
 const text = "<title>A page</title><h1>hello</h1><p>" + "x".repeat(3_000_000) + "</p>";
 
@@ -31,5 +33,67 @@ const drive = {
     return seen;
   },
 };
-console.log(JSON.stringify(await drive[library]()));
+
+async function site() {
+  const server = createServer(({ url }, answer) => {
+    answer.setHeader("Content-Type", "text/html");
+    // As strict a policy on scripts as there is.
+    answer.setHeader("Content-Security-Policy", "default-src 'none'");
+    if (url.startsWith("/found")) return answer.end(`<title>Found</title><h1>${new URL(url, "http://h").searchParams.get("q")}</h1>`);
+    answer.end("<title>Search</title><form action=/found><input name=q><button>Go</button></form>");
+  });
+  await new Promise((done) => server.listen(0, "127.0.0.1", done));
+  return `http://127.0.0.1:${server.address().port}/`;
+}
+
+const tours = {
+  async playwright() {
+    const browser = await require("playwright-core").chromium.connectOverCDP(endpoint);
+    const context = browser.contexts()[0];
+    const page = context.pages()[0] ?? (await context.newPage());
+    await page.goto(await site());
+    const seen = { title: await page.title() };
+    await page.click("input");
+    await page.keyboard.type("two words");
+    seen.typed = await page.inputValue("input");
+    await page.click("button");
+    await page.waitForSelector("h1");
+    seen.found = await page.textContent("h1");
+    seen.sum = await page.evaluate(([a, b]) => Promise.resolve({ sum: a + b }), [1, 2]);
+    seen.pdf = (await page.pdf()).subarray(0, 4).toString();
+    const second = await context.newPage();
+    await second.goto(page.url());
+    seen.tabs = await Promise.all(context.pages().map((page) => page.title()));
+    seen.wrong = await page.evaluate(() => nowhere()).catch((error) => /nowhere is not defined/.test(error.message));
+    seen.lost = await second.goto("http://nowhere.invalid/").catch((error) => /ERR_NAME_NOT_RESOLVED/.test(error.message));
+    await second.close();
+    seen.left = context.pages().length;
+    await browser.close();
+    return seen;
+  },
+  async puppeteer() {
+    const browser = await require("puppeteer-core").connect({ browserURL: endpoint });
+    const page = (await browser.pages())[0] ?? (await browser.newPage());
+    await page.goto(await site());
+    const seen = { title: await page.title() };
+    await page.click("input");
+    await page.keyboard.type("two words");
+    seen.typed = await page.$eval("input", (input) => input.value);
+    await page.click("button");
+    await page.waitForSelector("h1");
+    seen.found = await page.$eval("h1", (h1) => h1.textContent);
+    seen.sum = await page.evaluate((a, b) => Promise.resolve({ sum: a + b }), 1, 2);
+    seen.pdf = Buffer.from(await page.pdf()).subarray(0, 4).toString();
+    const second = await browser.newPage();
+    await second.goto(page.url());
+    seen.tabs = await Promise.all((await browser.pages()).map((page) => page.title()));
+    seen.wrong = await page.evaluate(() => nowhere()).catch((error) => /nowhere is not defined/.test(error.message));
+    seen.lost = await second.goto("http://nowhere.invalid/").catch((error) => /ERR_NAME_NOT_RESOLVED/.test(error.message));
+    await second.close();
+    seen.left = (await browser.pages()).length;
+    await browser.disconnect();
+    return seen;
+  },
+};
+console.log(JSON.stringify(await (tour ? tours : drive)[library]()));
 process.exit(0);

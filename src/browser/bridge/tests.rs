@@ -1,0 +1,291 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const GREETING: &str = r#"{"method":"Target.targetCreated","params":{"targetInfo":{"targetId":"T","type":"page","title":"","url":"about:blank","attached":true}}}"#;
+
+/// The bridge after the shim's greeting.
+fn greeted() -> Bridge {
+    let mut bridge = Bridge::default();
+    assert_eq!(bridge.shim_says(GREETING), []);
+    bridge
+}
+
+fn say(bridge: &mut Bridge, id: u64, session: Option<&str>, method: &str, params: Value) -> Vec<Out> {
+    let mut message = json!({ "id": id, "method": method, "params": params });
+    if let Some(session) = session {
+        message["sessionId"] = json!(session);
+    }
+    bridge.client_says(&message.to_string())
+}
+
+/// A page's session of a client that attaches by itself.
+fn attached(bridge: &mut Bridge) -> String {
+    let outs = say(
+        bridge,
+        1,
+        None,
+        "Target.setAutoAttach",
+        json!({ "autoAttach": true, "flatten": true }),
+    );
+    let [Out::Client(event), Out::Client(answer)] = &outs[..] else {
+        panic!("{outs:?}")
+    };
+    assert_eq!(
+        (&event["method"], &answer["id"]),
+        (&json!("Target.attachedToTarget"), &json!(1))
+    );
+    assert_eq!(event["params"]["targetInfo"]["targetId"], "T");
+    event["params"]["sessionId"].as_str().unwrap().to_owned()
+}
+
+fn asked(outs: &[Out]) -> &Value {
+    let shim = outs.iter().find_map(|out| {
+        if let Out::Shim(message) = out {
+            Some(message)
+        } else {
+            None
+        }
+    });
+    shim.unwrap_or_else(|| panic!("nothing is asked of the shim: {outs:?}"))
+}
+
+/// What the agent in the page answers to the command that was asked.
+fn page_says(bridge: &mut Bridge, command: &Value, document: &str, body: Value) -> Vec<Out> {
+    let mut said = json!({ "state": { "doc": document, "opens": 0, "url": "https://a.example/", "title": "A", "ready": "complete", "logs": [] } });
+    said.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
+    let answer =
+        json!({ "id": command["id"], "result": { "result": { "type": "string", "value": said.to_string() } } });
+    bridge.shim_says(&answer.to_string())
+}
+
+fn methods(outs: &[Out]) -> Vec<&str> {
+    let to_client = outs.iter().filter_map(|out| {
+        if let Out::Client(message) = out {
+            Some(message)
+        } else {
+            None
+        }
+    });
+    to_client
+        .map(|message| message["method"].as_str().unwrap_or("answer"))
+        .collect()
+}
+
+#[test]
+fn commands_of_a_session_go_to_its_page_and_answers_back_to_it() {
+    let mut bridge = greeted();
+    let session = attached(&mut bridge);
+    let outs = say(
+        &mut bridge,
+        7,
+        Some(&session),
+        "Runtime.evaluate",
+        json!({ "expression": "1 + 1", "returnByValue": true }),
+    );
+    let command = asked(&outs).clone();
+    assert_eq!(
+        (&command["method"], &command["params"]["targetId"]),
+        (&json!("Runtime.evaluate"), &json!("T"))
+    );
+    assert!(command.get("sessionId").is_none(), "the shim knows none");
+    let outs = page_says(
+        &mut bridge,
+        &command,
+        "d1",
+        json!({ "result": { "result": { "type": "number", "value": 2 } } }),
+    );
+    let answer =
+        Out::Client(json!({ "id": 7, "result": { "result": { "type": "number", "value": 2 } }, "sessionId": session }));
+    assert_eq!(outs.last(), Some(&answer));
+    let outs = say(&mut bridge, 8, Some("none"), "Page.enable", json!({}));
+    assert!(
+        matches!(&outs[..], [Out::Client(answer)] if answer["error"]["message"].as_str().unwrap().contains("Session"))
+    );
+}
+
+#[test]
+fn a_new_document_makes_the_events_of_a_navigation() {
+    let mut bridge = greeted();
+    let session = attached(&mut bridge);
+    assert_eq!(
+        methods(&say(&mut bridge, 2, Some(&session), "Runtime.enable", json!({})))[0],
+        "Runtime.executionContextCreated"
+    );
+    let first = asked(&bridge.tick()).clone();
+    page_says(&mut bridge, &first, "d1", json!({ "result": {} }));
+    let outs = say(
+        &mut bridge,
+        3,
+        Some(&session),
+        "Page.navigate",
+        json!({ "url": "https://a.example/", "referrer": "" }),
+    );
+    // Cloudflare's Puppeteer says `errorText` for any answer that is not 2xx.
+    let done = json!({ "id": asked(&outs)["id"], "result": { "frameId": "T", "errorText": "Navigation failed" } });
+    let look = asked(&bridge.shim_says(&done.to_string())).clone();
+    let outs = page_says(&mut bridge, &look, "d2", json!({ "result": {} }));
+    let said = methods(&outs);
+    let at = |method: &str| {
+        said.iter()
+            .position(|said| *said == method)
+            .unwrap_or_else(|| panic!("{method}: {said:?}"))
+    };
+    assert!(at("Runtime.executionContextsCleared") < at("Page.frameNavigated"));
+    assert!(at("Page.frameNavigated") < at("Runtime.executionContextCreated"));
+    assert!(at("Runtime.executionContextCreated") < at("Page.loadEventFired"));
+    let Some(Out::Client(answer)) = outs.last() else {
+        panic!()
+    };
+    assert_eq!((&answer["id"], answer["result"].get("errorText")), (&json!(3), None));
+    let navigated = outs.iter().find_map(|out| match out {
+        Out::Client(message) if message["method"] == "Page.frameNavigated" => Some(&message["params"]["frame"]),
+        _ => None,
+    });
+    assert_eq!(navigated.unwrap()["loaderId"], answer["result"]["loaderId"]);
+}
+
+#[test]
+fn a_page_that_nobody_has_looked_at_yet_navigates_too() {
+    let mut bridge = greeted();
+    let session = attached(&mut bridge);
+    let outs = say(
+        &mut bridge,
+        3,
+        Some(&session),
+        "Page.navigate",
+        json!({ "url": "https://a.example/" }),
+    );
+    let done = json!({ "id": asked(&outs)["id"], "result": {} });
+    let look = asked(&bridge.shim_says(&done.to_string())).clone();
+    let outs = page_says(&mut bridge, &look, "d1", json!({ "result": {} }));
+    assert!(methods(&outs).contains(&"Page.frameNavigated"));
+}
+
+#[test]
+fn a_page_that_cannot_be_reached_is_no_error_of_the_command() {
+    let mut bridge = greeted();
+    let session = attached(&mut bridge);
+    let outs = say(
+        &mut bridge,
+        3,
+        Some(&session),
+        "Page.navigate",
+        json!({ "url": "http://nowhere.invalid" }),
+    );
+    let failed = json!({ "id": asked(&outs)["id"], "error": { "code": -32000, "message": "net::ERR_NAME_NOT_RESOLVED at http://nowhere.invalid" } });
+    let outs = bridge.shim_says(&failed.to_string());
+    assert!(
+        matches!(&outs[..], [Out::Client(answer)] if answer["result"]["errorText"] == "net::ERR_NAME_NOT_RESOLVED")
+    );
+}
+
+#[test]
+fn puppeteer_comes_to_pages_by_their_tabs() {
+    let mut bridge = greeted();
+    let filter = json!([{ "type": "page", "exclude": true }, {}]);
+    let outs = say(
+        &mut bridge,
+        1,
+        None,
+        "Target.setAutoAttach",
+        json!({ "autoAttach": true, "filter": filter }),
+    );
+    let Out::Client(event) = &outs[0] else { panic!() };
+    assert_eq!(event["params"]["targetInfo"]["type"], "tab");
+    let tab = event["params"]["sessionId"].as_str().unwrap().to_owned();
+    let outs = say(
+        &mut bridge,
+        2,
+        Some(&tab),
+        "Target.setAutoAttach",
+        json!({ "autoAttach": true }),
+    );
+    let Out::Client(event) = &outs[0] else { panic!() };
+    assert_eq!(
+        (&event["params"]["targetInfo"]["type"], &event["sessionId"]),
+        (&json!("page"), &json!(tab))
+    );
+}
+
+#[test]
+fn a_pdf_is_streamed_in_pieces() {
+    let mut bridge = greeted();
+    let session = attached(&mut bridge);
+    let outs = say(
+        &mut bridge,
+        2,
+        Some(&session),
+        "Page.printToPDF",
+        json!({ "transferMode": "ReturnAsStream" }),
+    );
+    assert!(asked(&outs)["params"].get("transferMode").is_none());
+    let data = "QUJD".repeat(PIECE / 4 + 1);
+    let answer = json!({ "id": asked(&outs)["id"], "result": { "data": data } });
+    let Out::Client(answer) = &bridge.shim_says(&answer.to_string())[0] else {
+        panic!()
+    };
+    let handle = answer["result"]["stream"].clone();
+    let mut read = String::new();
+    loop {
+        let Out::Client(answer) = &say(&mut bridge, 3, Some(&session), "IO.read", json!({ "handle": handle }))[0]
+        else {
+            panic!()
+        };
+        read += answer["result"]["data"].as_str().unwrap();
+        if answer["result"]["eof"] == true {
+            break;
+        }
+    }
+    assert_eq!(read, data);
+}
+
+#[test]
+fn a_closed_page_takes_its_sessions_along() {
+    let mut bridge = greeted();
+    let session = attached(&mut bridge);
+    let outs = bridge.shim_says(r#"{"method":"Target.targetDestroyed","params":{"targetId":"T"}}"#);
+    assert_eq!(methods(&outs), ["Target.detachedFromTarget"]);
+    let outs = say(&mut bridge, 9, Some(&session), "Page.enable", json!({}));
+    assert!(matches!(&outs[..], [Out::Client(answer)] if answer.get("error").is_some()));
+}
+
+proptest! {
+    /// Whatever a client asks, it gets exactly one answer once the shim has answered all that it was asked.
+    #[test]
+    fn every_command_is_answered_once(
+        commands in prop::collection::vec((prop::sample::select(vec![
+            "Runtime.evaluate", "Runtime.callFunctionOn", "Page.navigate", "Page.reload", "Page.captureScreenshot", "Page.enable",
+            "Input.dispatchMouseEvent", "Input.dispatchKeyEvent", "Target.createTarget", "Target.getTargets", "No.such",
+            "Emulation.setFocusEmulationEnabled", "Page.createIsolatedWorld", "Target.attachToBrowserTarget", "IO.read",
+        ]), any::<bool>(), any::<bool>()), 1..20),
+    ) {
+        let mut bridge = greeted();
+        let session = attached(&mut bridge);
+        let mut answers = 0;
+        for (id, (method, in_session, fails)) in commands.iter().enumerate() {
+            let session = in_session.then_some(session.as_str());
+            let mut outs = say(&mut bridge, 100 + id as u64, session, method, json!({}));
+            outs.extend(bridge.tick());
+            while let Some(out) = outs.pop() {
+                match out {
+                    Out::Client(message) => answers += usize::from(message["id"] == json!(100 + id)),
+                    Out::Shim(command) => outs.extend(match fails {
+                        true => bridge.shim_says(&json!({ "id": command["id"], "error": { "message": "Unknown domain" } }).to_string()),
+                        false => page_says(&mut bridge, &command, "d", json!({ "result": {} })),
+                    }),
+                }
+            }
+        }
+        prop_assert_eq!(answers, commands.len());
+        prop_assert!(bridge.asked.is_empty());
+    }
+
+    #[test]
+    fn no_message_makes_it_panic(text in ".{0,60}", id: u64) {
+        let mut bridge = greeted();
+        bridge.client_says(&text);
+        bridge.shim_says(&text);
+        bridge.shim_says(&json!({ "id": id, "result": text }).to_string());
+    }
+}
