@@ -2,6 +2,7 @@
 
 mod commands;
 mod keeper;
+mod late;
 mod live;
 mod signals;
 mod state;
@@ -12,7 +13,7 @@ use std::{collections::HashMap, io, sync::Arc, time::Duration};
 use tokio::runtime;
 use ulid::Ulid;
 
-use self::{commands::Commands, keeper::Keeper, signals::Stops};
+use self::{commands::Commands, keeper::Keeper, late::Late, signals::Stops};
 use crate::{
     browser::{self, upstream::Upstream},
     config::{Config, Problems, service::Service},
@@ -131,21 +132,22 @@ async fn supervise(checked: Checked, role: Role, spawner: Spawner) -> Result<i32
     }
     .start();
     let keeper = Keeper::start(&config, Arc::clone(&gateway), services.clone(), events.clone());
+    let late = Arc::new(Late {
+        config: config.clone(),
+        gateway: Arc::clone(&gateway),
+        report: report.settings(),
+        browser: browser::Port::new(config.cdp.addr, None, events.clone()),
+        events: events.clone(),
+    });
     let commands = Commands {
-        env: config.env.clone(),
         services: services.clone(),
         keeper: keeper.clone(),
         gateway,
+        late: Arc::clone(&late),
     };
     report.serve(port, Arc::new(commands))?;
     if let Some(upstream) = upstream {
-        let name = upstream.name();
-        if let Err(error) = browser::start(config.cdp.addr, upstream, None, events.clone()).await {
-            events.emit(Event::BrowserFailed {
-                upstream: name,
-                why: error.to_string(),
-            });
-        }
+        late.open(upstream).await;
     }
 
     let (why, code) = tokio::select! {

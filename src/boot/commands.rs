@@ -7,9 +7,8 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 
-use super::keeper::Keeper;
+use super::{keeper::Keeper, late::Late};
 use crate::{
-    config::env::Env,
     gateway::{Gateway, rpc::RpcError},
     report::control::{Action, Answer, Control, Devices, LogLine, Refusal, Stream},
     state::model::{CommitId, Meta},
@@ -23,11 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const GATEWAY: &str = "gateway";
 
 pub struct Commands {
-    /// What PID 1 was given.
-    pub env: Env,
     pub services: Handle,
     pub keeper: Keeper,
     pub gateway: Arc<Gateway>,
+    pub late: Arc<Late>,
 }
 
 impl Commands {
@@ -57,19 +55,13 @@ impl Control for Commands {
 
     fn attach(&self, name: &str, env: BTreeMap<String, String>) -> Result<Answer<i32>, Refusal> {
         self.known(name)?;
-        if name == GATEWAY {
-            // Over what PID 1 was given: the platform's way of handing secrets to an agent is to give them to its start script.
-            let whole = self
-                .env
-                .clone()
-                .overlaid(&env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect());
-            self.gateway
-                .use_environment(whole)
-                .map_err(|problems| Refusal::Conflict(problems.to_string()))?;
-        }
-        let (services, name) = (self.services.clone(), name.to_owned());
-        let env = env.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
-        Ok(async move { services.attach(&name, env).await.map_err(refusal) }.boxed())
+        let (services, late, name) = (self.services.clone(), Arc::clone(&self.late), name.to_owned());
+        let attached = async move {
+            let renew = name == GATEWAY && late.take(env.clone()).await?;
+            let env = env.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+            services.attach(&name, env, renew).await.map_err(refusal)
+        };
+        Ok(attached.boxed())
     }
 
     fn logs(&self, service: &str, count: usize) -> Answer<Vec<LogLine>> {

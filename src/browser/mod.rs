@@ -27,7 +27,10 @@ pub mod upstream;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, watch},
+};
 
 use self::upstream::Upstream;
 use crate::{config::secret::Secret, event::Events};
@@ -48,28 +51,51 @@ struct Shared {
     events: Events,
 }
 
-/// Listens on `addr` and serves `upstream` there until the process ends.
-///
-/// # Errors
-/// The port is taken.
-pub async fn start(
+/// The local port. It is listened on from when there is an upstream.
+pub struct Port {
     addr: SocketAddr,
-    upstream: Upstream,
     token: Option<Secret>,
     events: Events,
-) -> Result<SocketAddr, BindError> {
-    let bound = async {
-        let listener = TcpListener::bind(addr).await?;
-        Ok((listener.local_addr()?, listener))
-    };
-    let (addr, listener) = bound.await.map_err(|source| BindError { addr, source })?;
-    tokio::spawn(server::serve(
-        listener,
-        Arc::new(Shared {
-            upstream,
+    served: Mutex<Option<(SocketAddr, watch::Sender<Arc<Shared>>)>>,
+}
+
+impl Port {
+    pub fn new(addr: SocketAddr, token: Option<Secret>, events: Events) -> Port {
+        Port {
+            addr,
             token,
             events,
-        }),
-    ));
-    Ok(addr)
+            served: Mutex::default(),
+        }
+    }
+
+    /// Serves `upstream` until the process ends or another one comes; sessions that are open stay with theirs.
+    /// Gives the address that is listened on.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub async fn serve(&self, upstream: Upstream) -> Result<SocketAddr, BindError> {
+        let shared = Arc::new(Shared {
+            upstream,
+            token: self.token.clone(),
+            events: self.events.clone(),
+        });
+        let mut served = self.served.lock().await;
+        if let Some((addr, current)) = &*served {
+            current.send_replace(shared);
+            return Ok(*addr);
+        }
+        let bound = async {
+            let listener = TcpListener::bind(self.addr).await?;
+            Ok((listener.local_addr()?, listener))
+        };
+        let (addr, listener) = bound.await.map_err(|source| BindError {
+            addr: self.addr,
+            source,
+        })?;
+        let (current, shared) = watch::channel(shared);
+        tokio::spawn(server::serve(listener, shared));
+        *served = Some((addr, current));
+        Ok(addr)
+    }
 }

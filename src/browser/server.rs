@@ -14,7 +14,10 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
 use sha1::{Digest, Sha1};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 
 use super::{Shared, discovery, guard, session};
 
@@ -24,8 +27,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// RFC 6455, section 1.3.
 const ACCEPT: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Accepts until the process ends.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+/// Accepts until the process ends. A connection stays with what is current when it comes.
+pub async fn serve(listener: TcpListener, current: watch::Receiver<Arc<Shared>>) {
     let room = Arc::new(Semaphore::new(MOST));
     loop {
         let Ok(place) = Arc::clone(&room).acquire_owned().await else {
@@ -41,7 +44,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             }
         };
         let _ = stream.set_nodelay(true);
-        let shared = Arc::clone(&shared);
+        let shared = Arc::clone(&current.borrow());
         tokio::spawn(async move {
             let place = Arc::new(place);
             let service = service_fn(|request| {

@@ -14,7 +14,8 @@ impl Env {
             .collect()
     }
 
-    /// Reads every `NAME_FILE` of a name in `names` into `NAME`, without its last line break.
+    /// Puts `NAME` with what is in the file, without its last line break, in the place of every `NAME_FILE` of a name
+    /// in `names`.
     ///
     /// # Errors
     /// One problem for each file that cannot be read, and for each name given both ways.
@@ -35,6 +36,7 @@ impl Env {
             match std::fs::read_to_string(&path) {
                 Ok(text) => {
                     let value = text.strip_suffix('\n').unwrap_or(&text);
+                    self.0.remove(&by_file);
                     self.0
                         .insert((*name).to_owned(), value.strip_suffix('\r').unwrap_or(value).to_owned());
                 }

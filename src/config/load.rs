@@ -243,7 +243,7 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
     if !problems.is_empty() {
         return Err(Problems(problems));
     }
-    let mask = Mask::new(SECRETS.iter().filter_map(|name| env.get(name)).map(str::to_owned));
+    let mask = Mask::new(secrets(&env));
     Ok(Config {
         store,
         state_dir,
@@ -260,7 +260,13 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
         log,
         mask,
         env,
+        file: None,
     })
+}
+
+/// The values of all variables that hold secrets.
+pub fn secrets(env: &Env) -> impl Iterator<Item = String> {
+    SECRETS.iter().filter_map(|name| env.get(name)).map(str::to_owned)
 }
 
 fn unknown_variables(env: &Env) -> Vec<Problem> {

@@ -56,6 +56,8 @@ pub struct Config {
     pub env: Env,
     /// Every secret value in the above.
     pub mask: Mask,
+    /// The file that was named, if one was.
+    pub file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone)]
@@ -148,12 +150,38 @@ impl Config {
     /// # Errors
     /// Every problem at once; exit code 78.
     pub fn from_process(file: Option<&Path>) -> Result<Config, Problems> {
-        const DEFAULT_FILE: &str = "/etc/moltinit/moltinit.toml";
-        let mut env = Env::of_process();
-        let mut problems = env.read_files(SECRETS);
+        let env = Env::of_process();
         let named = file
             .map(Path::to_owned)
             .or_else(|| env.get("MOLTINIT_CONFIG").map(PathBuf::from));
+        Config::read(env, named)
+    }
+
+    /// This configuration with what another environment says over its own, as far as it may be said late: keys, the
+    /// Worker's address, the browser. Its secrets are masked from here on.
+    ///
+    /// # Errors
+    /// Every problem at once.
+    pub fn late(&self, mut over: Env) -> Result<Config, Problems> {
+        let problems = over.read_files(SECRETS);
+        self.mask.add(load::secrets(&over));
+        if !problems.is_empty() {
+            return Err(Problems(problems));
+        }
+        let late = Config::read(self.env.clone().overlaid(&over), self.file.clone())?;
+        Ok(Config {
+            admin_token: late.admin_token,
+            cdp: late.cdp,
+            model_fallbacks: late.model_fallbacks,
+            callback: late.callback,
+            env: late.env,
+            ..self.clone()
+        })
+    }
+
+    fn read(mut env: Env, named: Option<PathBuf>) -> Result<Config, Problems> {
+        const DEFAULT_FILE: &str = "/etc/moltinit/moltinit.toml";
+        let mut problems = env.read_files(SECRETS);
         let path = named.clone().unwrap_or_else(|| DEFAULT_FILE.into());
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => Some(text),
@@ -167,7 +195,7 @@ impl Config {
             }
         };
         match load(text.as_deref(), env, &Machine::look()) {
-            Ok(config) if problems.is_empty() => Ok(config),
+            Ok(config) if problems.is_empty() => Ok(Config { file: named, ..config }),
             Ok(_) => Err(Problems(problems)),
             Err(Problems(more)) => {
                 problems.extend(more);

@@ -1,6 +1,9 @@
 //! Values that must never be shown, and the mask that keeps them out of lines somebody else wrote.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use subtle::ConstantTimeEq;
 
@@ -35,26 +38,33 @@ impl<T> fmt::Debug for Secret<T> {
 /// Shorter values (`on`, `1234`) would mask half of every log line.
 const SHORTEST_MASKED: usize = 6;
 
-/// Every secret value known to this process, to be struck out of text that others wrote.
+/// Every secret value known to this process, to be struck out of text that others wrote. All clones know the same.
 #[derive(Clone, Default)]
-pub struct Mask(Arc<[String]>);
+pub struct Mask(Arc<RwLock<Vec<String>>>);
 
 impl Mask {
     pub fn new(secrets: impl IntoIterator<Item = String>) -> Self {
+        let mask = Mask::default();
+        mask.add(secrets);
+        mask
+    }
+
+    /// Secrets that have become known since.
+    pub fn add(&self, secrets: impl IntoIterator<Item = String>) {
         // One of several lines (a private key) is met line by line.
         let lines = |secret: String| secret.lines().map(str::to_owned).collect::<Vec<_>>();
-        let mut secrets: Vec<String> = secrets.into_iter().flat_map(lines).collect();
-        secrets.retain(|secret| secret.len() >= SHORTEST_MASKED);
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        known.extend(secrets.into_iter().flat_map(lines));
+        known.retain(|secret| secret.len() >= SHORTEST_MASKED);
         // Longest first, so that a secret which contains another is struck out whole.
-        secrets.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
-        secrets.dedup();
-        Mask(secrets.into())
+        known.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        known.dedup();
     }
 
     /// The text with every secret in it replaced by `[secret]`; the same text if there is none.
     pub fn apply<'a>(&self, text: &'a str) -> std::borrow::Cow<'a, str> {
         let mut masked = std::borrow::Cow::Borrowed(text);
-        for secret in self.0.iter() {
+        for secret in self.0.read().unwrap_or_else(PoisonError::into_inner).iter() {
             if masked.contains(secret.as_str()) {
                 masked = masked.replace(secret.as_str(), "[secret]").into();
             }
@@ -65,7 +75,8 @@ impl Mask {
 
 impl fmt::Debug for Mask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Mask({} secrets)", self.0.len())
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner).len();
+        write!(f, "Mask({known} secrets)")
     }
 }
 
@@ -85,6 +96,14 @@ mod tests {
     fn a_secret_of_several_lines_is_struck_out_of_each() {
         let mask = Mask::new(["-----BEGIN KEY-----\nc2VjcmV0\n".to_owned()]);
         assert_eq!(mask.apply("key: c2VjcmV0"), "key: [secret]");
+    }
+
+    #[test]
+    fn a_secret_that_comes_later_is_known_to_all() {
+        let mask = Mask::new(["abcdef".to_owned()]);
+        let elsewhere = mask.clone();
+        mask.add(["abcdefghi".to_owned()]);
+        assert_eq!(elsewhere.apply("abcdefghi"), "[secret]");
     }
 
     #[test]

@@ -12,6 +12,9 @@ use crate::{
     supervise::{Care, Ended, Launch, Start, Verdict},
 };
 
+const WAITS: &str = "it waits for its environment, which has neither OPENCLAW_GATEWAY_TOKEN nor a model provider's key: set \
+                     them for the container, or have the Worker run `moltinit attach gateway` with them";
+
 /// The agent can do without, so nothing waits for it.
 fn put_skill(workspace: &Path) {
     match skill::install(workspace) {
@@ -25,6 +28,9 @@ fn put_skill(workspace: &Path) {
 impl Care for Gateway {
     fn before_start(&self, _attempt: u32) -> BoxFuture<'_, Start> {
         async {
+            if self.waits_to_be_told() {
+                return Start::Hold(WAITS.into());
+            }
             if let Err(why) = self.end_orphans().await {
                 return Start::Hold(why);
             }

@@ -59,11 +59,15 @@ const SUSPICIOUS_FAILURES: u32 = 3;
 /// For the answer to a question about its health.
 const HEALTH: Duration = Duration::from_secs(10);
 
+/// The Sandbox SDK's server.
+const SANDBOX: &str = "sandbox";
+
 /// The gateway's keeper.
 pub struct Gateway {
-    config: Config,
     command: Vec<String>,
     restart: Restart,
+    /// Its secrets may come by `moltinit attach`: the platform's server is here, through which a Worker gives them.
+    may_be_told: bool,
     places: Places,
     spawner: Spawner,
     events: Events,
@@ -125,6 +129,7 @@ impl Gateway {
         Ok(Gateway {
             command: service.map(|service| service.command.clone()).unwrap_or_default(),
             restart: service.map_or(Restart::Always, |service| service.restart),
+            may_be_told: config.services.iter().any(|service| service.name == SANDBOX),
             places: Places::new(&config.env, &config.state_dir),
             spawner,
             events,
@@ -136,20 +141,27 @@ impl Gateway {
                 pid: None,
                 trouble: Trouble::default(),
             }),
-            config: config.clone(),
         })
     }
 
-    /// Takes over an environment that was handed over, for the next start. True if that changes anything.
+    /// Takes over another configuration, for the next start. True if a gateway that is up does not know it all.
     ///
     /// # Errors
     /// Every problem of the new settings at once; the present ones stay.
-    pub fn use_environment(&self, env: Env) -> Result<bool, Problems> {
-        let settings = GatewaySettings::from_env(&env, &self.config)?;
-        let mut present = self.present();
-        let changed = present.settings != settings;
-        (present.env, present.settings) = (env, settings);
-        Ok(changed)
+    pub fn reconfigure(&self, config: &Config) -> Result<bool, Problems> {
+        let settings = GatewaySettings::from_env(&config.env, config)?;
+        let before = (self.environment(), self.present().settings.clone());
+        {
+            let mut present = self.present();
+            (present.env, present.settings) = (config.env.clone(), settings.clone());
+        }
+        Ok(before != (self.environment(), settings))
+    }
+
+    /// Whether there is nothing yet to start it with, and somebody who may bring it.
+    fn waits_to_be_told(&self) -> bool {
+        let settings = &self.present().settings;
+        self.may_be_told && settings.token.is_none() && settings.route.is_none()
     }
 
     /// Where the agent works, as its configuration has it now.

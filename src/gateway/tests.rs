@@ -19,6 +19,7 @@ exit 0
 struct Keeper {
     gateway: Gateway,
     events: UnboundedReceiver<Event>,
+    given: Config,
     dir: tempfile::TempDir,
 }
 
@@ -57,7 +58,21 @@ impl Keeper {
         let config = load(Some(&file), env, &machine).unwrap();
         let (said, events) = Events::channel();
         let gateway = Gateway::new(&config, Spawner::start().unwrap(), said).unwrap();
-        Keeper { gateway, events, dir }
+        Keeper {
+            gateway,
+            events,
+            given: config,
+            dir,
+        }
+    }
+
+    /// What it was given, with these variables over it.
+    fn configured(&self, env: &[(&str, &str)]) -> Config {
+        let env = self.given.env.clone().overlaid(&env.iter().copied().collect());
+        Config {
+            env,
+            ..self.given.clone()
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -277,11 +292,14 @@ async fn what_no_start_helps_is_held() {
 }
 
 #[test]
-fn an_environment_that_comes_later_counts_from_the_next_start() {
+fn a_configuration_that_comes_later_counts_from_the_next_start() {
     let keeper = Keeper::new("always", &[]);
-    let with = |env: &[(&str, &str)]| keeper.gateway.use_environment(env.iter().copied().collect());
+    let with = |env: &[(&str, &str)]| keeper.gateway.reconfigure(&keeper.configured(env));
     assert_eq!(with(&[("ANTHROPIC_API_KEY", "k-123456")]), Ok(true));
-    assert_eq!(with(&[("ANTHROPIC_API_KEY", "k-123456")]), Ok(false));
+    assert_eq!(
+        with(&[("ANTHROPIC_API_KEY", "k-123456"), ("PATH", "/elsewhere")]),
+        Ok(false)
+    );
     assert!(with(&[("ANTHROPIC_API_KEY", "k 1")]).is_err());
     assert_eq!(keeper.gateway.environment().set["ANTHROPIC_API_KEY"], "k-123456");
 }

@@ -183,9 +183,9 @@ impl Report {
         self.board.document()
     }
 
-    /// Goes on with other settings: `moltinit attach` has brought what PID 1 was not given.
-    pub fn set(&self, settings: Settings) {
-        self.settings.send_replace(settings);
+    /// Where others may be put: `moltinit attach` brings what PID 1 was not given.
+    pub fn settings(&self) -> watch::Sender<Settings> {
+        self.settings.clone()
     }
 
     /// Ends when every event emitted before is stored, and what is undelivered is in the data directory for the

@@ -141,15 +141,16 @@ impl Handle {
     }
 
     /// Hands over an environment, which goes over the service's own at its next start, starts the service if it is
-    /// stopped, and waits until it has ended for good; gives its last exit status.
+    /// stopped or held, and waits until it has ended for good; gives its last exit status. A service that is up is
+    /// started again if `renew` says that the environment matters to it.
     ///
     /// # Errors
     /// There is none of that name, or the supervisor is shutting down.
-    pub async fn attach(&self, name: &str, env: Environment) -> Result<i32, CommandError> {
+    pub async fn attach(&self, name: &str, env: Environment, renew: bool) -> Result<i32, CommandError> {
         let entry = self.entry(name)?;
         self.refuse_when_closing()?;
         let (done, heard) = oneshot::channel();
-        let _ = entry.inbox.send(Message::Attach(env, done));
+        let _ = entry.inbox.send(Message::Attach { env, renew, done });
         let _ = heard.await;
         let status = board::until(&self.0.common.board, |board| {
             let view = board.services.get(name)?;

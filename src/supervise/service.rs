@@ -36,7 +36,11 @@ pub enum Message {
     /// Do that; the answer comes when the state has changed accordingly.
     Do(Input, oneshot::Sender<()>),
     /// Use that environment from the next start on, and start if stopped.
-    Attach(Environment, oneshot::Sender<()>),
+    Attach {
+        env: Environment,
+        renew: bool,
+        done: oneshot::Sender<()>,
+    },
     Launched(Outcome),
     /// A probe of the run of that number.
     Probed(u64, Input),
@@ -164,11 +168,13 @@ impl Task {
                 self.step(input);
                 let _ = done.send(());
             }
-            Message::Attach(env, done) => {
+            Message::Attach { env, renew, done } => {
                 self.attached = env;
                 // It may be its keeper that held it, for want of just this environment.
-                if matches!(self.machine.state(), ServiceState::Stopped | ServiceState::Held) {
-                    self.step(Input::Start);
+                match self.machine.state() {
+                    ServiceState::Stopped | ServiceState::Held => self.step(Input::Start),
+                    _ if renew => self.step(Input::Restart),
+                    _ => {}
                 }
                 let _ = done.send(());
             }

@@ -13,7 +13,7 @@ use std::{
 
 use futures_util::{SinkExt, StreamExt};
 use moltinit::{
-    browser::{self, upstream::Upstream},
+    browser::{Port, upstream::Upstream},
     config::{self, env::Env, secret::Secret},
     event::{Event, Events},
 };
@@ -468,7 +468,8 @@ async fn a_taken_port_is_named() {
     let config = config::load(None, env, &config::Machine::look()).unwrap();
     let upstream = Upstream::of(&config).unwrap().unwrap();
     let addr = taken.local_addr().unwrap();
-    let error = browser::start(addr, upstream, None, Events::channel().0)
+    let error = Port::new(addr, None, Events::channel().0)
+        .serve(upstream)
         .await
         .unwrap_err()
         .to_string();

@@ -5,16 +5,11 @@ use std::{
     process::{Command, Output},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use serde_json::Value;
 
 use crate::support::{
     MOLTINIT, PATIENCE,
     container::{Disk, stand_in},
-    eventually,
 };
 
 /// `moltinit ARGS…` with the run directory and the store of that disk.
@@ -65,34 +60,6 @@ fn services_are_shown_and_told() {
         String::from_utf8_lossy(&unknown.stderr).contains("gateway"),
         "the nearest name is offered"
     );
-}
-
-#[test]
-fn an_attached_script_lives_as_long_as_its_service() {
-    let disk = Disk::new();
-    let container = stand_in(&disk, &disk.path("store"));
-    container.wait_for("/readyz", PATIENCE);
-    let mut script = command(&disk, &["attach", "gateway"])
-        .env("BROUGHT", "along")
-        .spawn()
-        .unwrap();
-    eventually("the environment that was brought", PATIENCE, || {
-        // It is for the next start; the script may not have handed it over yet.
-        run(&disk, &["restart", "gateway", "--wait"]);
-        let brought = |pid: &i32| {
-            let env = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            env.split(|byte| *byte == 0)
-                .any(|variable| variable == b"BROUGHT=along")
-        };
-        crate::support::process::tree(container.init.as_raw())
-            .into_iter()
-            .find(brought)
-    });
-    assert!(script.try_wait().unwrap().is_none(), "a restart is not its end");
-    kill(Pid::from_raw(script.id() as i32), Signal::SIGTERM).unwrap();
-    let status = eventually("the end of the script", PATIENCE, || script.try_wait().unwrap());
-    assert!(status.code().is_some());
-    assert_eq!(json(&disk, &["status"])["services"]["gateway"]["state"], "stopped");
 }
 
 #[test]

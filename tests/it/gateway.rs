@@ -32,15 +32,15 @@ struct Run {
 
 impl Run {
     fn of(gateway: Gateway) -> Run {
+        // Requests that come through a proxy on this machine are believed, so that a test can come from afar.
+        Run::with(gateway, &json!({ "gateway": { "trustedProxies": ["127.0.0.1"] } }))
+    }
+
+    fn with(gateway: Gateway, config: &Value) -> Run {
         let disk = Disk::new();
         let store = tempfile::tempdir().unwrap();
-        // Requests that come through a proxy on this machine are believed, so that a test can come from afar.
         fs::create_dir_all(disk.state()).unwrap();
-        fs::write(
-            disk.state().join("openclaw.json"),
-            "{ gateway: { trustedProxies: ['127.0.0.1'] } }",
-        )
-        .unwrap();
+        fs::write(disk.state().join("openclaw.json"), config.to_string()).unwrap();
         let mut env = gateway.environment(&disk);
         env.push(("ANTHROPIC_API_KEY".to_owned(), "sk-ant-test-0123456789".to_owned()));
         let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
@@ -64,8 +64,7 @@ impl Run {
 
     /// Waits until another gateway than `pid` is ready.
     fn wait_for_another(&self, pid: i32) {
-        let what = format!("the end of {pid}; {}", self.container.log());
-        eventually(&what, BOOT, || {
+        eventually(format_args!("the end of {pid}; {}", self.container), BOOT, || {
             (!process::tree(self.container.init.as_raw()).contains(&pid)).then_some(())
         });
         self.container.wait_for("/readyz", BOOT);
@@ -179,7 +178,9 @@ fn the_pinned_is_cured_of_a_refused_configuration_or_rolled_back() {
 /// It asks its supervisor for a restart by a clean exit.
 #[test]
 fn the_latest_is_started_again_when_it_wants_to_be() {
-    let run = Run::of(Gateway::latest());
+    // It would wait for five minutes for whatever it is at in the background.
+    let config = json!({ "gateway": { "reload": { "deferralTimeoutMs": 1000 } } });
+    let run = Run::with(Gateway::latest(), &config);
     let pid = run.pid();
     kill(Pid::from_raw(pid), Signal::SIGUSR2).unwrap();
     run.wait_for_another(pid);

@@ -60,7 +60,8 @@ fn a_store_that_hangs_holds_nothing_up_and_loses_nothing() {
 
     let dir = tempfile::tempdir().unwrap();
     let mount = Mount::of(&s3, dir.path());
-    let second = stand_in(&disk.wiped(), &mount.path);
+    let disk = disk.wiped();
+    let second = stand_in(&disk, &mount.path);
     second.wait_for("/readyz", PATIENCE);
     let status = second.status();
     assert_ne!(status["restore"]["commit"], before.as_str());

@@ -190,7 +190,7 @@ async fn attach_hands_over_its_environment_and_ends_with_the_service() {
     let attached = tokio::spawn({
         let handle = bench.handle.clone();
         let env: Environment = [("FROM_ATTACH".into(), "attached".into())].into();
-        async move { handle.attach("a", env).await }
+        async move { handle.attach("a", env, false).await }
     });
     assert_eq!(bench.written("env").await, "attached own\n");
     until(|| (bench.view("a").state == ServiceState::Ready).then_some(())).await;
@@ -199,9 +199,20 @@ async fn attach_hands_over_its_environment_and_ends_with_the_service() {
     bench.written("env").await;
     // The shell may not have set its trap yet; stop asks once, and a second attach sees the same end.
     assert!(!attached.is_finished(), "it outlives a crash of the service");
+    let before = bench.view("a").pid;
+    let env: Environment = [("FROM_ATTACH".into(), "anew".into())].into();
+    let again = {
+        let handle = bench.handle.clone();
+        tokio::spawn(async move { handle.attach("a", env, true).await })
+    };
+    until(|| (bench.view("a").pid != before).then_some(())).await;
+    let env = bench.file("env");
+    until(|| std::fs::read_to_string(&env).ok().filter(|text| text == "anew own\n")).await;
     bench.handle.stop("a").await.unwrap();
-    let status = timeout(PATIENCE, attached).await.unwrap().unwrap().unwrap();
-    assert!([7, 143].contains(&status), "{status}");
+    for attached in [attached, again] {
+        let status = timeout(PATIENCE, attached).await.unwrap().unwrap().unwrap();
+        assert!([7, 143].contains(&status), "{status}");
+    }
 }
 
 struct Keeper {

@@ -173,7 +173,7 @@ async fn an_outage_of_the_receiver_loses_nothing() {
         .await;
     assert!(!format!("{status:?}").contains("hunter2"), "{status:?}");
     let receiver = Receiver::start(json!({}));
-    world.report.set(posted_to(receiver.callback()));
+    world.report.settings().send_replace(posted_to(receiver.callback()));
     world.all_delivered(3).await;
     assert_eq!(seqs(&receiver.got()), [1, 2, 3]);
 }

@@ -265,7 +265,7 @@ async fn nothing_but_the_probes_without_the_token() {
     let world = world(Settings::default()).await;
     let answer = world.with_token("GET", "/status").await;
     assert!(problem(&answer, 403).contains("MOLTINIT_ADMIN_TOKEN"));
-    world.report.set(guarded());
+    world.report.settings().send_replace(guarded());
     let answer = world.call("GET", "/status", "").await;
     problem(&answer, 401);
     assert!(answer.1.contains("www-authenticate: bearer"));

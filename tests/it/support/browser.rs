@@ -6,7 +6,7 @@ use std::{
 };
 
 use moltinit::{
-    browser::{self, upstream::Upstream},
+    browser::{Port, upstream::Upstream},
     config::{self, env::Env, secret::Secret},
     event::{Event, Events},
 };
@@ -27,7 +27,8 @@ pub async fn port_with(upstream: &str, env: &[(&str, &str)], token: Option<Secre
     let config = config::load(None, env, &config::Machine::look()).unwrap();
     let upstream = Upstream::of(&config).unwrap().unwrap();
     let (events, said) = Events::channel();
-    let addr = browser::start("127.0.0.1:0".parse().unwrap(), upstream, token, events)
+    let addr = Port::new("127.0.0.1:0".parse().unwrap(), token, events)
+        .serve(upstream)
         .await
         .unwrap();
     (addr.port(), said)

@@ -1,6 +1,7 @@
 //! A stand-in for a container: a PID namespace of its own in which moltinit is PID 1.
 
 use std::{
+    fmt::{self, Display, Formatter},
     fs::File,
     io::Read,
     path::{Path, PathBuf},
@@ -161,6 +162,13 @@ impl Container {
     }
 }
 
+/// Its log, as it is when it is asked for.
+impl Display for Container {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.log())
+    }
+}
+
 impl Drop for Container {
     fn drop(&mut self) {
         if matches!(self.unshare.try_wait(), Ok(None)) {
@@ -191,7 +199,7 @@ pub fn with_gateway(disk: &Disk, store: &Path, command: &str) -> Container {
 
 /// Waits until the event log has an event of that type; gives its data.
 pub fn event(container: &Container, kind: &str) -> serde_json::Value {
-    eventually(&format!("{kind}; log: {}", container.log()), PATIENCE, || {
+    eventually(format_args!("{kind}; log: {container}"), PATIENCE, || {
         let events = container.get("/events?after=0").ok()?.json();
         let found = events["events"]
             .as_array()?

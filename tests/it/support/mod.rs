@@ -9,6 +9,7 @@ pub mod pty;
 pub mod s3;
 
 use std::{
+    fmt::Display,
     net::TcpListener,
     time::{Duration, Instant},
 };
@@ -28,7 +29,7 @@ pub fn free_port() -> u16 {
 ///
 /// # Panics
 /// After `patience`, naming what was waited for.
-pub fn eventually<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: impl Display, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + patience;
     loop {
         if let Some(answer) = ask() {

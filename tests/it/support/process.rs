@@ -64,7 +64,7 @@ pub fn outside(init: i32, inside: i32) -> i32 {
 
 /// Waits until the process is in that state: `S` sleeping, `T` stopped.
 pub fn wait_for_state(pid: i32, state: char) {
-    eventually(&format!("state {state} of {pid}"), PATIENCE, || {
+    eventually(format_args!("state {state} of {pid}"), PATIENCE, || {
         is_in_state(pid, state).then_some(())
     });
 }

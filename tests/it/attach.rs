@@ -1,0 +1,190 @@
+//! `moltinit attach`: the start script by which a Worker gives an agent what PID 1 was not given.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    process::{Child, Command},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use crate::support::{
+    MOLTINIT, PATIENCE,
+    container::{Container, Disk, stand_in},
+    eventually, free_port, http, process,
+};
+
+/// `moltinit ARGS…` in that container.
+fn command(disk: &Disk, args: &[&str]) -> Command {
+    let mut command = Command::new(MOLTINIT);
+    command
+        .args(args)
+        .env_clear()
+        .env("HOME", disk.path("home"))
+        .env("MOLTINIT_RUN_DIR", disk.path("run"));
+    command
+}
+
+/// A start script with that environment. Killed when this is dropped.
+struct Script(Child);
+
+impl Script {
+    fn start(disk: &Disk, env: &[(&str, &str)]) -> Script {
+        let script = command(disk, &["attach", "gateway"]).envs(env.iter().copied()).spawn();
+        Script(script.unwrap())
+    }
+
+    fn is_there(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+
+    /// SIGTERM, and its exit code.
+    fn stop(mut self) -> Option<i32> {
+        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).unwrap();
+        eventually("the end of the script", PATIENCE, || self.0.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn gateway(container: &Container) -> Value {
+    container.status()["services"]["gateway"].clone()
+}
+
+/// The environment of the gateway's process.
+fn environment(container: &Container) -> Vec<String> {
+    let inside = gateway(container)["pid"].as_i64().expect("a gateway");
+    let pid = process::outside(container.init.as_raw(), inside as i32);
+    let env = fs::read(format!("/proc/{pid}/environ")).unwrap();
+    String::from_utf8_lossy(&env).split('\0').map(str::to_owned).collect()
+}
+
+#[test]
+fn a_script_lives_as_long_as_its_service() {
+    let disk = Disk::new();
+    let container = stand_in(&disk, &disk.path("store"));
+    container.wait_for("/readyz", PATIENCE);
+    let mut script = Script::start(&disk, &[("BROUGHT", "along")]);
+    eventually("the environment that was brought", PATIENCE, || {
+        // What is no business of its keeper's waits for the next start. The script may not have handed it over yet.
+        let restarted = command(&disk, &["restart", "gateway", "--wait"]).status().unwrap();
+        assert!(restarted.success());
+        environment(&container)
+            .contains(&"BROUGHT=along".to_owned())
+            .then_some(())
+    });
+    assert!(script.is_there(), "a restart is not its end");
+    assert!(script.stop().is_some());
+    assert_eq!(gateway(&container)["state"], "stopped");
+}
+
+/// As an unmodified moltworker has it: PID 1 knows nothing, the start script brings it all, and later brings other keys.
+#[test]
+fn a_script_brings_all_that_pid_1_was_not_given() {
+    const CALLBACK_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let disk = Disk::new();
+    let file = disk.path("moltinit.toml");
+    fs::write(
+        &file,
+        r#"
+            [[service]]
+            name = "sandbox"
+            command = ["sleep", "100000"]
+            ready = { command = ["true"] }
+            live = { command = ["true"] }
+
+            [[service]]
+            name = "gateway"
+            command = ["sh", "-c", "echo my key is $ANTHROPIC_API_KEY; exec sleep 100000"]
+            ready = { command = ["true"] }
+            live = { command = ["true"] }
+        "#,
+    )
+    .unwrap();
+    let cdp = free_port();
+    let cdp_addr = format!("127.0.0.1:{cdp}");
+    let env = [
+        ("MOLTINIT_CONFIG", file.to_str().unwrap()),
+        ("MOLTINIT_STORE_WAIT", "500ms"),
+        ("MOLTINIT_CDP_ADDR", &cdp_addr),
+    ];
+    let container = Container::start(&disk, &disk.path("store"), &env, &["run"]);
+    let held = eventually("a gateway that waits", PATIENCE, || {
+        let answer = container.get("/status").ok()?;
+        let gateway = answer.json()["services"]["gateway"].clone();
+        (gateway["state"] == "held").then(|| gateway["why"].to_string())
+    });
+    assert!(held.contains("moltinit attach gateway"), "{held}");
+    assert_eq!(container.get("/healthz").unwrap().status, 200);
+    assert_eq!(container.get("/readyz").unwrap().status, 503);
+    assert!(http::get(cdp, "/json/version", None).is_err(), "no browser, no port");
+
+    let worker = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", worker.local_addr().unwrap());
+    let mut brought = [
+        ("OPENCLAW_GATEWAY_TOKEN", "gateway-token-0123456789"),
+        ("MOLTINIT_ADMIN_TOKEN", "admin-token-0123456789"),
+        ("ANTHROPIC_API_KEY", "first-key-0123456789"),
+        ("WORKER_URL", &url),
+        ("CDP_SECRET", "cdp-secret-0123456789"),
+        ("MOLTINIT_CALLBACK_SECRET", CALLBACK_SECRET),
+    ];
+    let first = Script::start(&disk, &brought);
+    let (mut posted, _) = worker.accept().unwrap();
+    let mut request = BufReader::new(posted.try_clone().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(request.next().unwrap(), "POST /_moltinit/events HTTP/1.1");
+    assert!(
+        request
+            .take_while(|line| !line.is_empty())
+            .any(|line| line.starts_with("webhook-signature: v1,"))
+    );
+    posted
+        .write_all(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")
+        .unwrap();
+
+    container.wait_for("/readyz", PATIENCE);
+    let status = |token| http::get(container.port, "/status", Some(token)).unwrap();
+    eventually("the token that was brought", PATIENCE, || {
+        (status("admin-token-0123456789").status == 200).then_some(())
+    });
+    assert_eq!(
+        status(crate::support::container::TOKEN).status,
+        401,
+        "PID 1's own counts no more"
+    );
+    let discovery = http::get(cdp, "/json/version", None).unwrap();
+    assert_eq!(discovery.status, 200);
+    assert!(discovery.body.contains(&cdp_addr));
+    eventually("a line of the gateway's", PATIENCE, || {
+        container.log().contains("my key is [secret]").then_some(())
+    });
+
+    let services = || status("admin-token-0123456789").json()["services"].clone();
+    let before = services()["gateway"]["pid"].clone();
+    let same = Script::start(&disk, &brought);
+    brought[2].1 = "second-key-0123456789";
+    let second = Script::start(&disk, &brought);
+    eventually("a gateway with the second key", PATIENCE, || {
+        let log = container.log();
+        (log.matches("my key is [secret]").count() == 2).then_some(())
+    });
+    assert_ne!(services()["gateway"]["pid"], before);
+    drop((first, same));
+    assert!(second.stop().is_some());
+    assert_eq!(services()["gateway"]["state"], "stopped");
+    for (name, value) in &brought {
+        let told = name.starts_with("WORKER");
+        assert!(told || !container.log().contains(value), "{name} in {container}");
+    }
+    assert!(!container.log().contains("first-key"));
+}
