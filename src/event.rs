@@ -49,6 +49,11 @@ pub enum Event {
     BootPhase {
         phase: Phase,
     },
+    /// How much of the state is back, in plain bytes.
+    RestoreProgress {
+        done: u64,
+        total: u64,
+    },
     StateRestored {
         commit: Option<CommitId>,
         files: u64,
@@ -192,6 +197,7 @@ impl Event {
             Event::ShutdownStarted { .. } => "shutdown.started",
             Event::ShutdownFinished { .. } => "shutdown.finished",
             Event::BootPhase { .. }
+            | Event::RestoreProgress { .. }
             | Event::ServiceChanged { .. }
             | Event::GatewayFound { .. }
             | Event::ServiceMeasured { .. }
@@ -226,6 +232,7 @@ impl Event {
             Event::MemoryPressure { service, .. } => service.iter_mut().collect(),
             Event::BootStarted { .. }
             | Event::BootPhase { .. }
+            | Event::RestoreProgress { .. }
             | Event::StateRestored { .. }
             | Event::SnapshotPending { .. }
             | Event::SnapshotCommitted { .. }

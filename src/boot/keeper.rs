@@ -1,8 +1,9 @@
 //! The keeper of the state: brings it back, has the gateway made ready on it, and then has every change committed.
 
 use std::{
+    convert::Infallible,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -32,6 +33,9 @@ use crate::{
 const STATE: &str = "state";
 const WORKSPACE: &str = "workspace";
 const OURS: &str = "moltinit";
+
+/// Between two reports of how far a restore is.
+const TELLING: Duration = Duration::from_millis(250);
 
 /// A handle on it; cheap to clone.
 #[derive(Clone)]
@@ -146,6 +150,7 @@ async fn keep(
     let (found_it, mut found) = oneshot::channel();
     let (go_without, without) = oneshot::channel();
     let plan = plan(&config);
+    let progress = Arc::clone(&plan.progress);
     let thread = {
         let events = events.clone();
         std::thread::Builder::new().name("restore".into()).spawn(move || {
@@ -165,6 +170,7 @@ async fn keep(
         biased;
         back = &mut found => back.ok(),
         Ok(()) = without => None,
+        never = tell(&progress, &events) => match never {},
     };
     events.emit(Event::BootPhase { phase: Phase::Prepare });
     let workspace = gateway.workspace();
@@ -179,7 +185,13 @@ async fn keep(
             generation,
             head,
         } = found;
-        match engine::start(settings(&config, &roots), of, generation, head, events.clone()) {
+        match engine::start(
+            settings(&config, &roots, &gateway),
+            of,
+            generation,
+            head,
+            events.clone(),
+        ) {
             Ok(engine) => drop(run.send_replace(Some(Running {
                 engine,
                 history,
@@ -203,6 +215,20 @@ async fn keep(
     });
     if !restored && let Ok(found) = found.await {
         start(found);
+    }
+}
+
+/// Says how far a restore is, for as long as this is waited for.
+async fn tell(progress: &Progress, events: &Events) -> Infallible {
+    let mut ticks = tokio::time::interval(TELLING);
+    let mut told = 0;
+    loop {
+        ticks.tick().await;
+        let [done, total] = [&progress.done, &progress.total].map(|bytes| bytes.load(Ordering::Relaxed));
+        if done > told {
+            told = done;
+            events.emit(Event::RestoreProgress { done, total });
+        }
     }
 }
 
@@ -233,7 +259,8 @@ fn plan(config: &Config) -> Plan {
     }
 }
 
-fn settings(config: &Config, roots: &[(String, PathBuf)]) -> engine::Settings {
+fn settings(config: &Config, roots: &[(String, PathBuf)], gateway: &Arc<Gateway>) -> engine::Settings {
+    let gateway = Arc::clone(gateway);
     let roots = roots.iter().cloned().map(|(name, path)| Root { name, path });
     let config::Snapshot {
         quiet,
@@ -249,6 +276,29 @@ fn settings(config: &Config, roots: &[(String, PathBuf)]) -> engine::Settings {
         },
         spool: config.work_dir().join("spool"),
         rescan: engine::RESCAN,
-        gateway: Box::new(|| None),
+        gateway: Box::new(move || gateway.version().map(|version| version.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_restore_is_reported_while_it_goes_on() {
+        let (events, mut said) = Events::channel();
+        let progress = Progress::default();
+        progress.total.store(10, Ordering::Relaxed);
+        let mut seen = async |done| {
+            progress.done.store(done, Ordering::Relaxed);
+            tokio::select! {
+                never = tell(&progress, &events) => match never {},
+                event = said.recv() => event.unwrap(),
+            }
+        };
+        for step in [3, 10] {
+            let event = seen(step).await;
+            assert!(matches!(event, Event::RestoreProgress { done, total: 10 } if done == step));
+        }
     }
 }

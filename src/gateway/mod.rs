@@ -343,7 +343,8 @@ impl Gateway {
         Cli::of(&self.command, env, self.spawner.clone())
     }
 
-    fn version(&self) -> Option<Version> {
+    /// The installed one's, once a start has been prepared.
+    pub fn version(&self) -> Option<Version> {
         self.present().prepared.as_ref()?.version
     }
 

@@ -3,8 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::status::{
-    BrowserState, Commit, Degraded, Exit, Failure, Pressure, Restore, RolledBack, Service, Shutdown, Status, Store,
-    StoreState, Suspicious,
+    BrowserState, Commit, Degraded, Exit, Failure, Pressure, Restore, Restoring, RolledBack, Service, Shutdown, Status,
+    Store, StoreState, Suspicious,
 };
 use crate::event::{Event, Phase, ServiceState};
 
@@ -14,9 +14,16 @@ pub fn fold(mut status: Status, event: &Event, now: Timestamp) -> Status {
         Event::BootStarted { pid1, .. } => status.boot.pid1 = pid1,
         Event::BootPhase { phase } => {
             status.boot.phase = phase;
+            status.boot.restoring = None;
             if phase == Phase::Done {
                 status.boot.done.get_or_insert(now);
             }
+        }
+        Event::RestoreProgress { done, total } => {
+            status.boot.restoring = Some(Restoring {
+                done_bytes: done,
+                total_bytes: total,
+            });
         }
         Event::StateRestored {
             commit,

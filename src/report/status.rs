@@ -54,9 +54,17 @@ pub struct Boot {
     pub started: Timestamp,
     pub uptime_seconds: u64,
     pub phase: Phase,
+    /// While the state is being restored, once it is known how much there is.
+    pub restoring: Option<Restoring>,
     /// When `phase` became `done`.
     pub done: Option<Timestamp>,
     pub pid1: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Restoring {
+    pub done_bytes: u64,
+    pub total_bytes: u64,
 }
 
 /// What the state was restored from.
@@ -294,6 +302,7 @@ impl Status {
                 started: now,
                 uptime_seconds: 0,
                 phase: Phase::Store,
+                restoring: None,
                 done: None,
                 pid1: false,
             },

@@ -96,6 +96,7 @@ impl Run {
 fn a_first_boot_is_ready_and_pairs(gateway: Gateway, version: &str) {
     let run = Run::of(gateway);
     assert_eq!(run.container.status()["versions"]["gateway"], version);
+    assert_eq!(run.container.post("/snapshots").unwrap().json()["gateway"], version);
 
     let (pid, config) = (run.pid(), run.config().to_string());
     let proc = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap();

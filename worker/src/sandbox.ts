@@ -9,6 +9,12 @@ const GATEWAY = 18789;
 /** What is in the container's way to the gateway, in the order in which it goes. */
 export type Pending = "container" | "store" | "restore" | "prepare" | "services";
 
+/** How much of the state is back. */
+export interface Progress {
+  doneBytes: number;
+  totalBytes: number;
+}
+
 /** How the container is, by its own probes. */
 export interface Probe {
   state: "starting" | "ready" | "failing";
@@ -16,10 +22,18 @@ export interface Probe {
   open: boolean;
   /** While starting: what it waits for. */
   pending?: Pending;
+  /** While the state is restored. */
+  progress?: Progress;
   /** What moltinit's `/readyz` complains of. */
   failing: string[];
   /** What went wrong when it was started, or when its bucket was mounted. */
   error?: string;
+}
+
+interface Startup {
+  ok: boolean;
+  pendingReason?: Pending;
+  progress?: Progress;
 }
 
 /** Milliseconds for which an answer of the probes is good enough for the next request. */
@@ -56,10 +70,10 @@ export class Sandbox extends SandboxSdk<Env> {
       return { state: "starting", open: false, pending: "container", failing: [], error: this.error };
     }
     try {
-      const { ok, pendingReason } = await this.ask<{ ok: boolean; pendingReason?: Pending }>("/startupz");
+      const { ok, pendingReason: pending, progress } = await this.ask<Startup>("/startupz");
       if (!ok) {
-        if (pendingReason === "store") this.mount();
-        return { state: "starting", open: false, pending: pendingReason, failing: [], error: this.error };
+        if (pending === "store") this.mount();
+        return { state: "starting", open: false, pending, progress, failing: [], error: this.error };
       }
       const { ready, failing = [] } = await this.ask<{ ready: boolean; failing?: string[] }>("/readyz");
       if (failing.includes("store")) this.mount();

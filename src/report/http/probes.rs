@@ -31,7 +31,10 @@ pub async fn startupz(State(shared): State<Arc<Shared>>) -> Response {
         return Json(json!({ "ok": true, "status": "started" })).into_response();
     }
     let phase: Phase = status.boot.phase;
-    let body = json!({ "ok": false, "status": "starting", "pendingReason": phase });
+    let mut body = json!({ "ok": false, "status": "starting", "pendingReason": phase });
+    if let Some(restoring) = &status.boot.restoring {
+        body["progress"] = json!({ "doneBytes": restoring.done_bytes, "totalBytes": restoring.total_bytes });
+    }
     (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
 }
 

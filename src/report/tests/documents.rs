@@ -16,6 +16,7 @@ fn eventful() -> Status {
     let gateway = || "gateway".to_owned();
     let events = [
         Event::BootPhase { phase: Phase::Done },
+        Event::RestoreProgress { done: 1, total: 2 },
         Event::StateRestored {
             commit: Some(commit()),
             files: 1,

@@ -244,7 +244,13 @@ async fn probes_follow_the_boot_and_need_no_token() {
         (503, json!({ "ready": false, "failing": ["restore", "gateway"] }))
     );
 
-    for phase in [Phase::Restore, Phase::Prepare, Phase::Services, Phase::Done] {
+    world.events.emit(Event::BootPhase { phase: Phase::Restore });
+    world.events.emit(Event::RestoreProgress { done: 1, total: 3 });
+    world.report.carry().await;
+    let (_, _, body) = world.call("GET", "/startupz", "").await;
+    assert_eq!(body["pendingReason"], "restore");
+    assert_eq!(body["progress"], json!({ "doneBytes": 1, "totalBytes": 3 }));
+    for phase in [Phase::Prepare, Phase::Services, Phase::Done] {
         world.events.emit(Event::BootPhase { phase });
     }
     world.events.emit(Event::ServiceChanged {
