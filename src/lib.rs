@@ -17,6 +17,7 @@
 //! * [`config`]: environment and file into one checked `Config`; secrets that cannot be printed.
 //! * [`doctor`]: checks of everything that has to be in place, each with what to do about it.
 //! * [`event`]: the one vocabulary every module speaks about what happened.
+//! * `fuzz`: entry points for bytes that somebody else wrote.
 //! * [`gateway`]: all that is known of OpenClaw.
 //! * [`log`]: lines to stderr that never block.
 //! * [`pid1`]: reaper, spawner, and `exec`; the only unsafe code.
@@ -33,6 +34,8 @@ pub mod cli;
 pub mod config;
 pub mod doctor;
 pub mod event;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod gateway;
 pub mod log;
 pub mod pid1;

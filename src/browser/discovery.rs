@@ -81,7 +81,7 @@ pub async fn answer(
 
 /// Rewrites every URL that names the upstream's WebSocket so that it leads here. Their query may be a secret, and their
 /// host means nothing to a client.
-fn localise(value: &mut Value, authority: &str) {
+pub fn localise(value: &mut Value, authority: &str) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(|item| localise(item, authority)),
         Value::Object(fields) => {

@@ -18,6 +18,8 @@
 mod bridge;
 mod discovery;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod guard;
 mod relay;
 mod server;

@@ -37,6 +37,9 @@ impl DocumentError {
     }
 }
 
+/// As deep as `serde_json` goes; the deepest that a gateway has is 10.
+const DEEPEST: usize = 128;
+
 /// The text and meaning of a configuration file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {
@@ -52,17 +55,63 @@ pub fn read(path: &Path) -> Result<Option<Document>, DocumentError> {
     let Some(text) = read_text(path)? else {
         return Ok(None);
     };
-    let value: Value = json5::from_str(&text).map_err(|error| DocumentError::Syntax {
-        path: path.to_owned(),
-        why: one_line(&error.to_string()),
-    })?;
-    if !value.is_object() {
-        return Err(DocumentError::NotAnObject {
+    match parse(&text) {
+        Ok(value) if value.is_object() => Ok(Some(Document { text, value })),
+        Ok(value) => Err(DocumentError::NotAnObject {
             path: path.to_owned(),
             found: kind(&value),
-        });
+        }),
+        Err(why) => Err(DocumentError::Syntax {
+            path: path.to_owned(),
+            why,
+        }),
     }
-    Ok(Some(Document { text, value }))
+}
+
+/// # Errors
+/// Why it is not JSON5, in one line.
+pub fn parse(text: &str) -> Result<Value, String> {
+    // The parser calls itself for each level, and a stack that overflows is the end of PID 1.
+    if depth(text) > DEEPEST {
+        return Err(format!("it is nested more than {DEEPEST} levels deep"));
+    }
+    json5::from_str(text).map_err(|error| one_line(&error.to_string()))
+}
+
+/// The most levels of brackets that are open at once, as far as a parser would come. JSON5, sections 5 and 7.
+fn depth(text: &str) -> usize {
+    let (mut open, mut deepest) = (0usize, 0);
+    let ends_line = |c: &char| matches!(c, '\n' | '\r' | '\u{2028}' | '\u{2029}');
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        match (c, rest.peek()) {
+            ('[' | '{', _) => {
+                open += 1;
+                deepest = deepest.max(open);
+            }
+            (']' | '}', _) => open = open.saturating_sub(1),
+            (quote @ ('"' | '\''), _) => {
+                while let Some(c) = rest.next().filter(|c| *c != quote) {
+                    if c == '\\' {
+                        rest.next();
+                    }
+                }
+            }
+            ('/', Some('/')) => while rest.next_if(|c| !ends_line(c)).is_some() {},
+            ('/', Some('*')) => {
+                rest.next();
+                let mut before = ' ';
+                for c in rest.by_ref() {
+                    if (before, c) == ('*', '/') {
+                        break;
+                    }
+                    before = c;
+                }
+            }
+            _ => {}
+        }
+    }
+    deepest
 }
 
 /// The file's text as it is; `None` when there is none.
@@ -175,6 +224,22 @@ mod tests {
         let document = read(&path).unwrap().unwrap();
         assert_eq!(document.value["gateway"]["port"], 16);
         assert_eq!(read(&dir.path().join("none")).unwrap(), None);
+    }
+
+    #[test]
+    fn depth_is_that_of_what_is_parsed() {
+        for (text, deep) in [
+            ("{ a: [{}], b: [] }", 3),
+            ("['[[', \"{\\\"{\"]", 1),
+            ("{ // [[\n } /* {* [*/ [", 1),
+            ("// ]\u{2028}[[", 2),
+            ("]]][", 1),
+        ] {
+            assert_eq!(depth(text), deep, "{text}");
+        }
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(parse(&nested(DEEPEST)).is_ok());
+        assert!(parse(&nested(1_000_000)).unwrap_err().contains("nested"));
     }
 
     #[test]

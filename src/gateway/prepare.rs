@@ -244,7 +244,7 @@ impl Places {
     /// The same for a configuration that is not in its place yet.
     pub fn workspace_in(&self, config: Option<&[u8]>) -> PathBuf {
         let text = config.and_then(|bytes| std::str::from_utf8(bytes).ok());
-        let value = text.and_then(|text| json5::from_str(text.trim_start_matches('\u{feff}')).ok());
+        let value = text.and_then(|text| document::parse(text.trim_start_matches('\u{feff}')).ok());
         workspace_of(&value.unwrap_or(Value::Null), self)
     }
 

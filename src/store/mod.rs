@@ -9,7 +9,7 @@ mod directory;
 mod error;
 #[cfg(test)]
 pub mod faulty;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub mod memory;
 pub mod mounts;
 mod pool;

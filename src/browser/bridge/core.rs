@@ -120,6 +120,11 @@ pub struct Bridge {
     attaches: Option<Kind>,
 }
 
+/// Anything else than an object is no message.
+fn message(text: &str) -> Option<Value> {
+    serde_json::from_str(text).ok().filter(Value::is_object)
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Page,
@@ -129,7 +134,7 @@ enum Kind {
 impl Bridge {
     /// Takes a message of the client's.
     pub fn client_says(&mut self, text: &str) -> Vec<Out> {
-        let Ok(mut message) = serde_json::from_str::<Value>(text) else {
+        let Some(mut message) = message(text) else {
             return Vec::new();
         };
         let session = message["sessionId"].as_str().map(str::to_owned);
@@ -162,7 +167,7 @@ impl Bridge {
 
     /// Takes a message of the shim's.
     pub fn shim_says(&mut self, text: &str) -> Vec<Out> {
-        let Ok(mut message) = serde_json::from_str::<Value>(text) else {
+        let Some(mut message) = message(text) else {
             return Vec::new();
         };
         match message["method"].as_str() {

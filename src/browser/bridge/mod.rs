@@ -27,7 +27,8 @@ use tokio_tungstenite::{
     },
 };
 
-use self::core::{Bridge, Out};
+pub use self::core::Bridge;
+use self::core::Out;
 use super::{frame, relay::Broken, upstream::DialError};
 
 /// No client of ours counts up to this.
