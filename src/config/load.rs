@@ -81,6 +81,21 @@ pub const SECRETS: &[&str] = &[
     "R2_SECRET_ACCESS_KEY",
 ];
 
+/// Variables that hold addresses, in which there may be a password or a token.
+const ADDRESSES: &[&str] = &[
+    "MOLTINIT_CALLBACK_URL",
+    "MOLTINIT_CDP_UPSTREAM",
+    "WORKER_URL",
+    "ANTHROPIC_BASE_URL",
+    "AI_GATEWAY_BASE_URL",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+];
+
 /// What there is on the machine that defaults depend on.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -264,9 +279,21 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
     })
 }
 
-/// The values of all variables that hold secrets.
+/// The values of all variables that hold secrets, and what is secret in those that hold addresses.
 pub fn secrets(env: &Env) -> impl Iterator<Item = String> {
-    SECRETS.iter().filter_map(|name| env.get(name)).map(str::to_owned)
+    let values = SECRETS.iter().filter_map(|name| env.get(name)).map(str::to_owned);
+    let addresses = ADDRESSES.iter().filter_map(|name| env.get(name));
+    values.chain(addresses.flat_map(secrets_of_address))
+}
+
+/// The password and the query of a URL, as they are written there.
+fn secrets_of_address(address: &str) -> Vec<String> {
+    let Ok(url) = url::Url::parse(address) else {
+        return Vec::new();
+    };
+    let query = url.query().unwrap_or_default().split('&');
+    let values = query.filter_map(|pair| Some(pair.split_once('=')?.1));
+    url.password().into_iter().chain(values).map(str::to_owned).collect()
 }
 
 fn unknown_variables(env: &Env) -> Vec<Problem> {

@@ -10,12 +10,12 @@ use std::{
 
 use nix::time::{ClockId, clock_gettime};
 
-/// The time from one beat to the next.
-const BEAT: Duration = Duration::from_secs(1);
+/// The time from one beat to the next. Most wake-ups of an idle supervisor are these.
+const BEAT: Duration = Duration::from_secs(3);
 /// A beat that comes so late was kept from coming.
-const LATE: Duration = Duration::from_secs(3);
+const LATE: Duration = Duration::from_secs(6);
 /// Without a beat for so long, the supervisor's loop is not turning.
-const DEAD: Duration = Duration::from_secs(10);
+const DEAD: Duration = Duration::from_secs(15);
 
 /// When the last beat was, and the time lost so far, on a clock that runs on while the machine is suspended.
 #[derive(Debug, Clone, Copy)]
@@ -89,11 +89,11 @@ mod tests {
             lost: Duration::ZERO,
         };
         beats.beat(at(101));
-        assert_eq!(beats.lost_at(at(103)), Duration::ZERO, "a little late is not frozen");
-        assert_eq!(beats.lost_at(at(3701)), at(3599));
-        beats.beat(at(3701));
-        assert_eq!(beats.lost_at(at(3701)), at(3599));
-        beats.beat(at(3702));
-        assert_eq!(beats.lost_at(at(3703)), at(3599));
+        assert_eq!(beats.lost_at(at(106)), Duration::ZERO, "a little late is not frozen");
+        assert_eq!(beats.lost_at(at(3704)), at(3600));
+        beats.beat(at(3704));
+        assert_eq!(beats.lost_at(at(3704)), at(3600));
+        beats.beat(at(3707));
+        assert_eq!(beats.lost_at(at(3709)), at(3600));
     }
 }

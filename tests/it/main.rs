@@ -6,6 +6,7 @@
 
 mod attach;
 mod browser;
+mod canaries;
 mod commands;
 mod exec;
 mod gateway;
