@@ -14,6 +14,7 @@ mod life;
 mod mistakes;
 mod outage;
 mod skill;
+mod supply;
 mod support;
 mod takeover;
 mod worker;
