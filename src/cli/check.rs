@@ -12,7 +12,7 @@ use crate::boot::Checked;
 pub enum Config {
     /// Say every problem at once, or that there is none
     Check,
-    /// Show what it comes to; secrets are masked
+    /// Show what it comes to, as a file would say it; secrets are masked
     Show,
 }
 
@@ -24,7 +24,7 @@ impl Config {
                 Checked::of(config)?;
                 println!("the configuration is sound");
             }
-            Config::Show => println!("{}", config.mask.apply(&format!("{config:#?}"))),
+            Config::Show => print!("{}", config.mask.apply(&config.written().to_string())),
         }
         Ok(())
     }

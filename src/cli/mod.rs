@@ -88,7 +88,7 @@ pub fn main() -> ExitCode {
     };
     let code = done.unwrap_or_else(|Failure { code, error }| {
         // PID 1 with a closed stderr ends with its code all the same.
-        let _ = writeln!(std::io::stderr(), "moltinit: {error:#}");
+        let _ = writeln!(std::io::stderr(), "moltinit: {}", failure::whole(&error));
         code
     });
     ExitCode::from(u8::try_from(code).unwrap_or(1))

@@ -128,6 +128,15 @@ struct Settings<'a> {
 }
 
 impl Settings<'_> {
+    /// What is secret in the environment and in the file.
+    fn secrets(&self) -> Vec<String> {
+        let values = ["key", "admin_token", "callback_secret"].map(|key| self.text(key));
+        let addresses = ["callback_url", "cdp_upstream"].map(|key| self.text(key));
+        let values = values.into_iter().flatten().map(str::to_owned);
+        let in_addresses = addresses.into_iter().flatten().flat_map(secrets_of_address);
+        values.chain(in_addresses).chain(secrets(self.env)).collect()
+    }
+
     fn variable(key: &str) -> String {
         format!("MOLTINIT_{}", key.to_ascii_uppercase())
     }
@@ -253,12 +262,13 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
         }),
     };
 
+    let secrets = settings.secrets();
     let mut problems = settings.problems;
     problems.extend(order::check(&services));
     if !problems.is_empty() {
         return Err(Problems(problems));
     }
-    let mask = Mask::new(secrets(&env));
+    let mask = Mask::new(secrets);
     Ok(Config {
         store,
         state_dir,
@@ -279,7 +289,7 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
     })
 }
 
-/// The values of all variables that hold secrets, and what is secret in those that hold addresses.
+/// Values of the environment's variables that hold secrets, and what is secret in those that hold addresses.
 pub fn secrets(env: &Env) -> impl Iterator<Item = String> {
     let values = SECRETS.iter().filter_map(|name| env.get(name)).map(str::to_owned);
     let addresses = ADDRESSES.iter().filter_map(|name| env.get(name));

@@ -10,6 +10,7 @@ mod load;
 pub mod secret;
 pub mod service;
 pub mod value;
+mod written;
 
 use std::{
     fmt,
