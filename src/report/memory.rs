@@ -3,45 +3,35 @@
 use std::fs;
 
 use super::status::Memory;
+use crate::supervise::memory::{Accounts, Usage};
 
-/// As of now. A figure that the kernel does not give is 0.
+/// As of now. A figure that the kernel does not give is 0. Without a limit of the container's own, the machine is what
+/// there is.
 pub fn measure() -> Memory {
-    let (used, limit) = cgroup().or_else(machine).unwrap_or_default();
+    let usage = Accounts::find("/")
+        .usage()
+        .or_else(|| Accounts::of_machine("/").usage());
+    let Usage { used, limit } = usage.unwrap_or(Usage { used: 0, limit: 0 });
     Memory {
-        moltinit_bytes: field(&read("/proc/self/status"), "VmRSS:"),
+        moltinit_bytes: resident(),
         used_bytes: used,
         limit_bytes: limit,
         pressure: None,
     }
 }
 
-/// Of the container's own control group, where it has a limit; without the file cache that can be dropped.
-fn cgroup() -> Option<(u64, u64)> {
-    let number = |name: &str| read(&format!("/sys/fs/cgroup/{name}")).trim().parse::<u64>().ok();
-    let limit = number("memory.max")?;
-    let current = number("memory.current")?;
-    let droppable = read("/sys/fs/cgroup/memory.stat")
+/// Of moltinit itself.
+fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status
         .lines()
-        .find_map(|line| line.strip_prefix("inactive_file ")?.parse::<u64>().ok())
-        .unwrap_or(0);
-    Some((current.saturating_sub(droppable), limit))
-}
-
-/// Of the whole machine: on Cloudflare the container is a machine of its own.
-fn machine() -> Option<(u64, u64)> {
-    let text = read("/proc/meminfo");
-    let total = field(&text, "MemTotal:");
-    Some((total.saturating_sub(field(&text, "MemAvailable:")), total))
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(path).unwrap_or_default()
-}
-
-/// Bytes of a `Name:   1234 kB` line.
-fn field(text: &str, name: &str) -> u64 {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        .find_map(|line| {
+            line.strip_prefix("VmRSS:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<u64>()
+                .ok()
+        })
         .map_or(0, |kib| kib * 1024)
 }
 

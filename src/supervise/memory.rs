@@ -55,10 +55,15 @@ impl Accounts {
         });
         match found {
             Some((kind, root)) => Accounts { root, kind },
-            None => Accounts {
-                root,
-                kind: Kind::Machine,
-            },
+            None => Accounts::of_machine(root),
+        }
+    }
+
+    /// Those of the machine below `root`, whatever the container's own limit.
+    pub fn of_machine(root: impl Into<PathBuf>) -> Self {
+        Accounts {
+            root: root.into(),
+            kind: Kind::Machine,
         }
     }
 

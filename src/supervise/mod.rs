@@ -20,7 +20,7 @@ mod launch;
 mod lines;
 mod logs;
 mod machine;
-mod memory;
+pub mod memory;
 pub mod order;
 mod ports;
 pub mod probe;
