@@ -29,9 +29,12 @@ impl Import {
     pub fn run(self, file: Option<&Path>) -> Result<(), Failure> {
         let config = self.place.config(file)?;
         let history = store::open(&config.store)?;
+        let none = || Failure::new(1, LegacyError::None(self.from.clone()));
+        if !self.from.is_dir() {
+            return Err(none());
+        }
         let from = Store::open(&std::path::absolute(&self.from)?, Expect::Existing, Patience::default());
-        let backup = legacy::find(&from, &config.store.instance)?;
-        let backup = backup.ok_or_else(|| Failure::new(1, LegacyError::None(self.from.clone())))?;
+        let backup = legacy::find(&from, &config.store.instance)?.ok_or_else(none)?;
         let is_apart = |text: Option<&[u8]>| {
             config.workspace.is_some() || !gateway::workspace_in(&config, text).starts_with(&config.state_dir)
         };

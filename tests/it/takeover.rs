@@ -80,10 +80,10 @@ fn a_backup_is_imported_by_hand_once() {
     let again = moltinit(&import);
     assert_eq!(again.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&again.stderr).contains("history"), "{again:?}");
-    let nothing = moltinit(&["import", "--from", to.to_str().unwrap()]);
-    assert_eq!(nothing.status.code(), Some(1));
-    assert!(
-        String::from_utf8_lossy(&nothing.stderr).contains("no backup"),
-        "{nothing:?}"
-    );
+    for nothing in [to, disk.path("nowhere")] {
+        let nothing = moltinit(&["import", "--from", nothing.to_str().unwrap()]);
+        assert_eq!(nothing.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&nothing.stderr);
+        assert!(said.contains("no backup"), "{said}");
+    }
 }
