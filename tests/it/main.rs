@@ -7,6 +7,7 @@
 mod attach;
 mod browser;
 mod canaries;
+mod chaos;
 mod commands;
 mod exec;
 mod gateway;

@@ -44,9 +44,16 @@ pub struct Captured {
     pub update: Update,
     /// What could not be captured as it is now.
     pub again: Changes,
+    /// Some of that is not in as it was when the capture began.
+    pub incomplete: bool,
+    /// Something went while it was to be read. If it went to another name, it may be under neither.
+    pub vanished: bool,
     /// Roots that are not there.
     pub missing: Vec<String>,
 }
+
+/// Looks in a row until nothing more has changed, after which it is not waited for any longer.
+const LOOKS: usize = 20;
 
 /// Looks at `changes` and at what changes meanwhile, which is added to them, and puts what is new into `writer`.
 pub fn capture(
@@ -62,10 +69,17 @@ pub fn capture(
     look.at(changes);
     let mut work = Work::new(tree, memory);
     work.databases(&mut look, writer)?;
-    let late = watch.take();
-    look.at(&late);
-    work.look_again(&late);
-    changes.merge(late);
+    // What is gone may have another name now, of which the kernel told at the same time: only when it has nothing more
+    // to tell, everything has been looked for where it is.
+    for _ in 0..LOOKS {
+        let late = watch.take();
+        if late.is_empty() {
+            break;
+        }
+        look.at(&late);
+        work.look_again(&late);
+        changes.merge(late);
+    }
     let Look {
         mut places,
         found,
@@ -98,6 +112,8 @@ struct Work<'a> {
     leaders: HashMap<(Vec<u8>, (u64, u64)), TreePath>,
     update: Update,
     again: Changes,
+    incomplete: bool,
+    vanished: bool,
 }
 
 enum Image {
@@ -119,6 +135,8 @@ impl<'a> Work<'a> {
             leaders: HashMap::new(),
             update: Update::default(),
             again: Changes::default(),
+            incomplete: false,
+            vanished: false,
         }
     }
 
@@ -127,6 +145,7 @@ impl<'a> Work<'a> {
         self.update.troubles.push((path.to_vec(), why));
         self.update.unsure.push(path.to_vec());
         self.again.add(path.to_vec(), depth);
+        self.incomplete = true;
     }
 
     /// Captures every database among what was found.
@@ -209,7 +228,8 @@ impl<'a> Work<'a> {
                 }))
             }
             Ok(_) => {
-                self.again.add(path.clone(), Depth::Itself);
+                let why = "was replaced while it was captured, and is captured again";
+                self.trouble(path, Depth::Itself, why.into());
                 Ok(Image::Old)
             }
             Err(sqlite::CaptureError::Segment(error)) => Err(error),
@@ -297,6 +317,7 @@ impl<'a> Work<'a> {
         if is_gone(error) {
             // Something has happened to it since, of which the watch tells; and if there is none, this does.
             self.again.add(path.clone(), Depth::Below);
+            (self.incomplete, self.vanished) = (true, true);
         } else {
             self.trouble(path, Depth::Itself, format!("cannot be read: {error}"));
         }
@@ -480,6 +501,8 @@ impl<'a> Work<'a> {
             delta,
             update: self.update,
             again: self.again,
+            incomplete: self.incomplete,
+            vanished: self.vanished,
             missing,
         }
     }

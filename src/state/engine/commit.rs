@@ -34,6 +34,14 @@ const TIDY_RETRY: Duration = Duration::from_secs(300);
 /// Without waiting for that, when this many objects are to be gathered.
 const MOST_OBJECTS: usize = 256;
 
+/// Times that what is locked or changing is looked at again before somebody who waits is told that it is not in, and
+/// how long its user is given to be done with it.
+const TRIES: u32 = 20;
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+
+/// Captures for one commit, while things change their names faster than they are read.
+const CAPTURES: u32 = 5;
+
 /// Why a commit failed. What it was to hold is captured again.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
@@ -51,6 +59,12 @@ impl Engine {
             self.last = self.history.info(id).ok().map(|(info, _)| info.meta);
         }
         self.last.clone()
+    }
+
+    /// The newest commit, with what it does not have as it is now: nothing may have been committed since that showed.
+    pub(super) fn answer(&mut self) -> Option<Meta> {
+        let warnings = self.memory.warnings(&capture::Update::default());
+        self.newest().map(|meta| Meta { warnings, ..meta })
     }
 
     pub(super) fn recovered(&mut self) {
@@ -78,6 +92,19 @@ impl Engine {
         why
     }
 
+    /// A commit that somebody waits for: a database that was locked for a moment is not left for a later one.
+    pub(super) fn commit_all(&mut self, reason: Reason) -> Result<(), Failure> {
+        self.commit(reason)?;
+        for _ in 0..TRIES {
+            if !self.incomplete {
+                break;
+            }
+            std::thread::sleep(TRY_AGAIN);
+            self.commit(reason)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn commit(&mut self, reason: Reason) -> Result<(), Failure> {
         if self.away.is_some() {
             // Reading everything again is for nothing as long as there is nowhere to put it.
@@ -85,7 +112,7 @@ impl Engine {
         }
         let mut changes = std::mem::take(&mut self.pending);
         changes.merge(self.watch.take());
-        if matches!(reason, Reason::Manual | Reason::Final) {
+        if reason != Reason::Change {
             changes.merge(std::mem::take(&mut self.again));
         }
         let done = self.commit_changes(reason, &mut changes);
@@ -106,14 +133,14 @@ impl Engine {
             self.watch.forget_blindness();
         }
         let id = self.next.take().unwrap_or_else(|| self.generation.next_id());
-        let mut writer = SegmentWriter::new(&self.head, &self.settings.spool, id, self.history.key())?;
-        let roots = &self.settings.roots;
-        let captured = capture::capture(roots, &self.head, &self.memory, &self.watch, changes, &mut writer)?;
+        let (writer, captured) = self.capture(id, changes)?;
         let Captured {
             delta,
             update,
             again,
+            incomplete,
             missing,
+            ..
         } = captured;
         if delta.upsert.is_empty() && delta.remove.is_empty() {
             self.next = Some(id);
@@ -133,9 +160,25 @@ impl Engine {
         self.first = false;
         self.memory.apply(update);
         self.missing = missing;
+        self.incomplete = incomplete;
         self.look_later(again);
         self.say_blind(began.elapsed());
         Ok(())
+    }
+
+    /// Captures again where something is removed and something else could not be read any more: it may be the same, on
+    /// its way to a third name.
+    fn capture(&self, id: CommitId, changes: &mut Changes) -> Result<(SegmentWriter<'_>, Captured), SegmentError> {
+        let mut tries = 1;
+        loop {
+            let mut writer = SegmentWriter::new(&self.head, &self.settings.spool, id, self.history.key())?;
+            let roots = &self.settings.roots;
+            let captured = capture::capture(roots, &self.head, &self.memory, &self.watch, changes, &mut writer)?;
+            if !captured.vanished || captured.delta.remove.is_empty() || tries >= CAPTURES {
+                return Ok((writer, captured));
+            }
+            tries += 1;
+        }
     }
 
     /// What is said about a commit that is about to be made; its id and what follows from its content is filled in

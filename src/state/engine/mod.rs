@@ -103,6 +103,7 @@ pub fn start(
         missing: Vec::new(),
         blind: None,
         again: Changes::default(),
+        incomplete: false,
         again_at: None,
         again_wait: FIRST_AGAIN,
         rescan_at: Instant::now() + RESCAN,
@@ -146,6 +147,8 @@ struct Engine {
     blind: Option<String>,
     /// What could not be captured, to be looked at again.
     again: Changes,
+    /// Some of that is not in the last commit as it was when that began.
+    incomplete: bool,
     again_at: Option<Instant>,
     again_wait: Duration,
     rescan_at: Instant,
@@ -319,11 +322,17 @@ impl Engine {
             (None, false, false) => Reason::Manual,
             (None, false, true) => Reason::Change,
         };
-        let answer: Answer = match self.commit(reason) {
+        let asked = !waiting.is_empty() || self.finishing.is_some();
+        let done = if asked {
+            self.commit_all(reason)
+        } else {
+            self.commit(reason)
+        };
+        let answer: Answer = match done {
             Ok(()) => {
                 self.pace.apply(Input::Succeeded, Instant::now());
                 self.recovered();
-                Ok(self.newest())
+                Ok(self.answer())
             }
             Err(failure) => Err(NotCommitted::Failed(self.failed(&failure))),
         };

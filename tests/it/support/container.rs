@@ -33,6 +33,11 @@ impl Disk {
 
     /// What the next container finds: the same paths, and nothing there.
     pub fn wiped(self) -> Self {
+        self.wipe();
+        self
+    }
+
+    pub fn wipe(&self) {
         for entry in std::fs::read_dir(self.dir.path()).unwrap().flatten() {
             let path = entry.path();
             let gone = if path.is_dir() {
@@ -42,7 +47,6 @@ impl Disk {
             };
             gone.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         }
-        self
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -9,6 +9,7 @@ use std::{
     io::Write,
     os::unix::fs::{FileExt, PermissionsExt, symlink},
     path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use tokio::{runtime::Runtime, sync::mpsc::UnboundedReceiver};
@@ -450,6 +451,11 @@ fn a_locked_database_is_kept_as_it_was_said_and_taken_when_it_is_free() {
     };
     holder.tell();
     assert_eq!(holder.line(), "locked");
+    assert_ne!(
+        live.commit().warnings,
+        Vec::<String>::new(),
+        "with nothing else to commit it is said as well"
+    );
     live.kit.write("other", "1");
     let meta = live.commit();
     assert!(
@@ -467,6 +473,73 @@ fn a_locked_database_is_kept_as_it_was_said_and_taken_when_it_is_free() {
     }
     live.kit.write("other", "2");
     assert_eq!(live.commit().warnings, Vec::<String>::new());
+}
+
+const BUSY: &str = r#"
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("CREATE TABLE t(v)")
+print("ready"); sys.stdin.readline()
+db.execute("BEGIN EXCLUSIVE")
+db.execute("INSERT INTO t VALUES(1)")
+print("locked")
+time.sleep(0.2)
+db.execute("COMMIT")
+print("free"); sys.stdin.readline()
+"#;
+
+#[test]
+fn a_commit_that_is_asked_for_has_what_was_locked_for_a_moment() {
+    let kit = Kit::new();
+    let mut user = Python::run(BUSY, &kit.live().join("db"), 0);
+    assert_eq!(user.line(), "ready");
+    let mut live = Live::start(kit);
+    live.commit();
+    user.tell();
+    assert_eq!(user.line(), "locked");
+    assert_eq!(live.commit().warnings, Vec::<String>::new());
+    let db = rusqlite::Connection::open(live.restore().1.join("db")).unwrap();
+    let rows: u32 = db.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 1);
+}
+
+#[test]
+fn what_is_given_another_name_during_a_commit_is_in_it_under_one_of_them() {
+    let kit = Kit::new();
+    let (one, two) = (kit.live().join("one"), kit.live().join("two"));
+    kit.write("one", "kept");
+    let mut live = Live::start(kit);
+    live.commit();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let done = StopOnDrop(&done);
+        scope.spawn(|| {
+            while !done.0.load(Ordering::Relaxed) {
+                for (from, to) in [(&one, &two), (&two, &one)] {
+                    fs::rename(from, to).unwrap();
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        });
+        for round in 0..100 {
+            live.kit.write("other", round.to_string());
+            live.commit();
+            let back = live.restore().1;
+            assert!(
+                back.join("one").exists() || back.join("two").exists(),
+                "commit {round} has it under neither name"
+            );
+        }
+        drop(done);
+    });
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 const LARGE: &str = r#"
