@@ -18,4 +18,5 @@ mod skill;
 mod supply;
 mod support;
 mod takeover;
+mod tool;
 mod worker;
