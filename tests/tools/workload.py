@@ -287,12 +287,24 @@ def check_files(life, base, floor):
         if any(is_part(found, path, before[1], after[2]) for before, after in later):
             continue
         yield f"{path!r} is {found}, but may be {[state for _, state, _ in versions[first:]]}"
-    touched = set()
-    for change, _ in reversed(changes):
+    yield from lost_between_names(changes, history, present)
+
+
+def lost_between_names(changes, history, present):
+    """What was there at the floor, and since then was only given another name, has to be under one of them."""
+    later = {}
+    for change, required in changes:
+        if not required:
+            for path in change["after"]:
+                later.setdefault(path, []).append(change)
+    for change, required in changes:
+        if required or not change["moved"]:
+            continue
         names = change["moved"]
-        if names and touched.isdisjoint(names) and not any(name in present for name in names):
+        was_there = [state for required, state, _ in history[names[0]] if required][-1] is not None
+        only_moved = all(later[name] == [change] for name in names)
+        if was_there and only_moved and not any(name in present for name in names):
             yield f"what went from {names[0]!r} to {names[1]!r} is under neither name"
-        touched.update(change["after"])
 
 
 # Databases

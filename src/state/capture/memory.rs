@@ -87,7 +87,6 @@ impl Memory {
                 .collect();
             inside.iter().for_each(|path| self.forget(path));
         }
-        update.unsure.iter().for_each(|path| self.forget_stat(path));
         update.no_databases.iter().for_each(|path| {
             self.databases.remove(path);
         });
@@ -99,6 +98,7 @@ impl Memory {
             }
             self.stats.insert(path, stat);
         }
+        update.unsure.iter().for_each(|path| self.forget_stat(path));
         let databases = update
             .databases
             .into_iter()

@@ -245,13 +245,15 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Databases that changed after they were captured are captured again next time.
+    /// Databases that changed after they were captured are captured again next time: the look after that change has
+    /// seen the file as it is now, the image has not.
     fn look_again(&mut self, late: &Changes) {
         for path in late.paths.keys() {
             let base = beside(path).unwrap_or(path);
             for path in [path.as_slice(), base] {
                 if self.images.contains_key(path) {
                     self.again.add(path.to_vec(), Depth::Itself);
+                    self.update.unsure.push(path.to_vec());
                 }
             }
         }

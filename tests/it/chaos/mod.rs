@@ -7,6 +7,9 @@
 //! * `MOLTINIT_CHAOS_ROUNDS`: the number of containers of each campaign.
 
 mod crash;
+mod faults;
+mod leaks;
+mod watcher;
 
 use std::{
     fs,
@@ -17,7 +20,7 @@ use std::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::support::{
-    container::{Container, Disk, with_gateway},
+    container::{Container, Disk, with_gateway_and},
     eventually,
 };
 
@@ -34,6 +37,8 @@ struct Campaign {
     boots: u32,
     /// The newest commit that any status has shown.
     reported: String,
+    /// Further environment of every container.
+    env: Vec<(String, String)>,
 }
 
 impl Campaign {
@@ -46,6 +51,7 @@ impl Campaign {
             ledgers: tempfile::tempdir().unwrap(),
             boots: 0,
             reported: String::new(),
+            env: Vec::new(),
         }
     }
 
@@ -63,7 +69,12 @@ impl Campaign {
         let ledgers = self.ledgers.path().to_str().unwrap();
         let command = ["python3", script, ledgers, &seed, &boot, state.to_str().unwrap()];
         let lives = self.lives();
-        let container = with_gateway(&self.disk, store, &format!("{command:?}"));
+        let env: Vec<(&str, &str)> = self
+            .env
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .collect();
+        let container = with_gateway_and(&self.disk, store, &format!("{command:?}"), &env);
         Boot { container, lives }
     }
 

@@ -189,16 +189,22 @@ pub fn stand_in(disk: &Disk, store: &Path) -> Container {
 
 /// A container whose gateway is `command`.
 pub fn with_gateway(disk: &Disk, store: &Path, command: &str) -> Container {
+    with_gateway_and(disk, store, command, &[])
+}
+
+/// And more in its environment.
+pub fn with_gateway_and(disk: &Disk, store: &Path, command: &str, env: &[(&str, &str)]) -> Container {
     let file = disk.path("moltinit.toml");
     let text = format!(
         "[[service]]\nname = \"gateway\"\ncommand = {command}\nready = {{ command = [\"true\"] }}\nlive = {{ command = [\"true\"] }}\n"
     );
     std::fs::write(&file, text).unwrap();
-    let env = [
+    let mut whole = vec![
         ("MOLTINIT_CONFIG", file.to_str().unwrap()),
         ("MOLTINIT_STORE_WAIT", "500ms"),
     ];
-    Container::start(disk, store, &env, &["run"])
+    whole.extend(env);
+    Container::start(disk, store, &whole, &["run"])
 }
 
 /// Waits until the event log has an event of that type; gives its data.

@@ -45,6 +45,12 @@ fn status(pid: i32, key: &str) -> Option<String> {
     Some(line.trim().to_owned())
 }
 
+/// Bytes of memory that are resident.
+pub fn resident(pid: i32) -> u64 {
+    let resident = status(pid, "VmRSS").unwrap_or_default();
+    1024 * resident.trim_end_matches(" kB").parse::<u64>().unwrap_or(0)
+}
+
 /// The pid here of a process that is `inside` in the PID namespace of `init`.
 ///
 /// # Panics

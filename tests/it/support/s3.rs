@@ -57,6 +57,32 @@ impl S3 {
         S3 { _server: server, port }
     }
 
+    /// The bytes of an object.
+    pub fn object(&self, key: &str) -> Vec<u8> {
+        self.at(key, &[]).output().expect("curl").stdout
+    }
+
+    /// Puts an object, past any mount.
+    pub fn put(&self, key: &str, bytes: &[u8]) {
+        let mut curl = self
+            .at(key, &["--upload-file", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("curl");
+        std::io::Write::write_all(&mut curl.stdin.take().expect("a pipe"), bytes).unwrap();
+        let done = curl.wait().unwrap();
+        assert!(done.success(), "put {key}: {done}");
+    }
+
+    fn at(&self, key: &str, args: &[&str]) -> Command {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--fail"])
+            .args(args)
+            .arg(format!("http://127.0.0.1:{}/{BUCKET}/{key}", self.port));
+        curl
+    }
+
     /// The keys in the bucket, as the server has them, in order.
     pub fn keys(&self) -> Vec<String> {
         let listing = http::get(self.port, &format!("/{BUCKET}?list-type=2&max-keys=1000"), None)
@@ -146,6 +172,11 @@ impl Mount {
         let mount = Mount { s3fs, path };
         eventually("the s3fs mount", PATIENCE, || mount.is_there().then_some(()));
         mount
+    }
+
+    /// s3fs dies as it is: every call on the mount fails from now on.
+    pub fn kill(&mut self) {
+        self.s3fs.kill().unwrap();
     }
 
     pub fn is_there(&self) -> bool {

@@ -503,6 +503,40 @@ fn a_commit_that_is_asked_for_has_what_was_locked_for_a_moment() {
     assert_eq!(rows, 1);
 }
 
+const ONE_BY_ONE: &str = r#"
+import sqlite3, sys, os, time, random
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("CREATE TABLE t(v)")
+db.execute("BEGIN")
+for n in range(400):
+    db.execute("INSERT INTO t VALUES(?)", (os.urandom(10000),))
+db.execute("COMMIT")
+while True:
+    print("done"); sys.stdin.readline()
+    time.sleep(random.random() * 0.03)
+    db.execute("INSERT INTO t VALUES(1)")
+"#;
+
+#[test]
+fn a_database_that_changes_right_after_its_image_is_captured_again() {
+    let kit = Kit::new();
+    let mut writer = Python::run(ONE_BY_ONE, &kit.live().join("db"), 0);
+    assert_eq!(writer.line(), "done");
+    let mut live = Live::start(kit);
+    live.commit();
+    for round in 1..=40 {
+        writer.tell();
+        live.commit();
+        assert_eq!(writer.line(), "done");
+        // Long enough for a file's times to tell what was before from what comes after.
+        std::thread::sleep(Duration::from_millis(20));
+        live.commit();
+        let db = rusqlite::Connection::open(live.restore().1.join("db")).unwrap();
+        let rows: u32 = db.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, 400 + round);
+    }
+}
+
 #[test]
 fn what_is_given_another_name_during_a_commit_is_in_it_under_one_of_them() {
     let kit = Kit::new();
