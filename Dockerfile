@@ -41,11 +41,13 @@ COPY --from=binary /moltinit /usr/local/bin/moltinit
 RUN ln -s /opt/openclaw/bin/openclaw /usr/local/bin/openclaw \
     && ln -s openclaw /usr/local/bin/clawdbot \
     && ln -s start-openclaw.sh /usr/local/bin/start-moltbot.sh \
+    && mkdir -p /root/clawd \
     && moltinit --version \
     && openclaw --version
 
-# Where moltworker has the workspace.
-WORKDIR /root/clawd
+# Not /root/clawd, where moltworker has the workspace: a restore puts another directory in its place, and whoever runs
+# in the old one runs nowhere.
+WORKDIR /root
 # The Sandbox SDK's server, the gateway, moltinit's probes and status.
 EXPOSE 3000 18789 9180
 HEALTHCHECK --interval=30s --timeout=5s --start-period=5s --retries=3 \
