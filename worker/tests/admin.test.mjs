@@ -5,14 +5,14 @@ import { mkdirSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { test } from "node:test";
-import { container, Engine, eventually, GATEWAY_TOKEN, PATIENCE, scratch, start } from "./harness.mjs";
+import { atEnd, container, Engine, eventually, GATEWAY_TOKEN, PATIENCE, scratch, start } from "./harness.mjs";
 
 const SHOTS = process.env.MOLTINIT_TEST_SCREENSHOTS;
 
 async function browser(t) {
   const { chromium } = createRequire(`${process.env.MOLTINIT_TEST_NODE_MODULES}/`)("playwright-core");
   const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"] });
-  t.after(() => browser.close());
+  atEnd(t, () => browser.close());
   return async (worker, options) => {
     // As from elsewhere in the world, with the cookie of a login.
     const context = await browser.newContext({ extraHTTPHeaders: { "CF-Connecting-IP": "203.0.113.7" }, ...options });

@@ -18,7 +18,9 @@ test("wrangler bundles it, with everything bound that it uses", async (t) => {
   symlinkSync(join(source, "node_modules"), join(worker, "node_modules"));
   // The image is built elsewhere: here it only has to be where the configuration says.
   writeFileSync(join(dir, "Dockerfile"), "FROM scratch\n");
-  const env = { ...process.env, HOME: dir, CI: "1", WRANGLER_SEND_METRICS: "false", WRANGLER_DOCKER_BIN: "true" };
+  // It is given the Dockerfile on its stdin, and must not be gone before.
+  writeFileSync(join(dir, "docker"), '#!/bin/sh\n[ "$1" != build ] || cat >/dev/null\n', { mode: 0o755 });
+  const env = { ...process.env, HOME: dir, CI: "1", WRANGLER_SEND_METRICS: "false", WRANGLER_DOCKER_BIN: join(dir, "docker") };
   const { stdout } = await promisify(execFile)(join(source, "node_modules/.bin/wrangler"), ["deploy", "--dry-run", "--outdir", "dist"], { cwd: worker, env });
   for (const bound of ["env.Sandbox", "env.Journal", "env.STORE", "env.BROWSER", join(dir, "Dockerfile")]) {
     assert.ok(stdout.includes(bound), `${bound} in ${stdout}`);

@@ -6,7 +6,7 @@ import { createRequire } from "node:module";
 import { test } from "node:test";
 import { Response } from "miniflare";
 import WebSocket from "ws";
-import { CDP_SECRET, Engine, scratch, start } from "./harness.mjs";
+import { atEnd, CDP_SECRET, Engine, scratch, start } from "./harness.mjs";
 
 const nobody = () => new Engine(() => assert.fail("nothing may start a container"));
 
@@ -23,7 +23,7 @@ function dial(url, headers = {}) {
 async function chromium(t) {
   const process = spawn("chromium", ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-port=0", `--user-data-dir=${scratch(t)}`], { stdio: ["ignore", "ignore", "pipe"] });
   const gone = new Promise((done) => process.on("exit", done));
-  t.after(() => (process.kill("SIGKILL"), gone));
+  atEnd(t, () => (process.kill("SIGKILL"), gone));
   process.stderr.setEncoding("utf8");
   let text = "";
   for await (const chunk of process.stderr) {

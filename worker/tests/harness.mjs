@@ -20,9 +20,28 @@ export const CDP_SECRET = "cdp-secret-0123456789";
 /** Generous: the machine may be busy. */
 export const PATIENCE = 120_000;
 
+const ends = new WeakMap();
+
+/**
+ * What is to be undone at the end of a test, the last first: nothing is taken from under what still runs, and what
+ * fails keeps nothing else from being undone.
+ */
+export function atEnd(t, undo) {
+  if (!ends.has(t)) {
+    const all = [];
+    ends.set(t, all);
+    t.after(async () => {
+      const failed = [];
+      for (const undo of all.reverse()) await Promise.resolve().then(undo).catch((error) => failed.push(error));
+      if (failed.length) throw new AggregateError(failed, "the end of the test");
+    });
+  }
+  ends.get(t).push(undo);
+}
+
 export function scratch(t) {
   const dir = mkdtempSync(join(tmpdir(), "moltinit-worker-"));
-  t.after(() => rmSync(dir, { recursive: true, force: true, maxRetries: 20 }));
+  atEnd(t, () => rmSync(dir, { recursive: true, force: true, maxRetries: 20 }));
   return dir;
 }
 
@@ -178,7 +197,7 @@ export async function start(t, { engine, ports = {}, env = {}, port, persist, lo
   });
   let disposed;
   const stop = () => (disposed ??= miniflare.dispose());
-  t.after(stop);
+  atEnd(t, stop);
   const url = await miniflare.ready;
   const ask = (path, init = {}) => fetch(new URL(path, url), { redirect: "manual", ...init });
   const asLogin = (path, { headers = {}, ...init } = {}) =>
@@ -193,7 +212,7 @@ function child(t, command, args, options) {
     process.on("exit", (code, signal) => done(signal ? 137 : code));
     process.on("error", () => done(127));
   });
-  t.after(async () => {
+  atEnd(t, async () => {
     process.kill("SIGKILL");
     await exited;
   });

@@ -3,7 +3,7 @@
 import { spawn } from "node:child_process";
 import { createServer } from "node:http";
 import { fileURLToPath } from "node:url";
-import { eventually, freePort } from "./harness.mjs";
+import { atEnd, eventually, freePort } from "./harness.mjs";
 
 const listen = async (t, handler) => {
   const server = createServer(async (request, response) => {
@@ -13,7 +13,7 @@ const listen = async (t, handler) => {
     response.writeHead(status, { "Content-Type": "application/json" }).end(JSON.stringify(body));
   });
   await new Promise((done) => server.listen(0, "127.0.0.1", done));
-  t.after(() => (server.closeAllConnections(), new Promise((done) => server.close(done))));
+  atEnd(t, () => (server.closeAllConnections(), new Promise((done) => server.close(done))));
   return server.address().port;
 };
 
@@ -52,11 +52,11 @@ export async function standIn(t) {
   self.run = async () => {
     const process = spawn(globalThis.process.execPath, [fileURLToPath(new URL("gateway.mjs", import.meta.url)), String(gateway)], { stdio: "ignore" });
     const gone = new Promise((done) => process.on("exit", done));
-    t.after(() => (process.kill("SIGKILL"), gone));
+    atEnd(t, () => (process.kill("SIGKILL"), gone));
     await eventually("the stand-in gateway", async () => (await fetch(`http://127.0.0.1:${gateway}/healthz`)).ok || undefined);
     self.mounted = false;
     const exited = new Promise((done) => (end = done));
-    t.after(() => end(0));
+    atEnd(t, () => end(0));
     return { exited, signal: (number) => (process.kill("SIGKILL"), gone.then(() => end(number === 15 ? 0 : 128 + number))) };
   };
   return self;
