@@ -122,6 +122,8 @@ struct Work<'a> {
     layout: Layout<'a>,
     seen: Option<Seen>,
     hashes: Vec<u64>,
+    /// Pages that have been put: the image has them otherwise than `layout`.
+    put: PageSet,
     stale: PageSet,
     /// Blocks to be put as a whole, by their first pages.
     rewrite: PageSet,
@@ -146,6 +148,7 @@ impl<'a> Work<'a> {
                 .and_then(|known| known.seen)
                 .filter(|seen| matches!(seen, Seen::Log(_))),
             hashes: known.map(|known| known.pages.clone()).unwrap_or_default(),
+            put: PageSet::default(),
             stale: PageSet::default(),
             rewrite: PageSet::default(),
             buffer: Vec::new(),
@@ -265,25 +268,27 @@ impl<'a> Work<'a> {
         let block = self.image.block();
         let whole = self.rewrite.contains((first - 1) / block * block + 1);
         let known = &mut self.hashes[first as usize - 1..][..bytes.len() / size];
-        let unknown = known.contains(&0);
+        let same = if known.contains(&0) && !whole {
+            self.layout.unchanged(first, bytes)
+        } else {
+            vec![false; known.len()]
+        };
         let mut changed: Vec<bool> = Vec::with_capacity(known.len());
-        for (old, page) in known.iter_mut().zip(bytes.chunks(size)) {
+        for (((number, old), page), same) in (first..).zip(known).zip(bytes.chunks(size)).zip(same) {
             let now = short(page);
-            changed.push(whole || *old != now);
+            // What the old image says counts for pages that are in this one as they were there, and for no others: a
+            // page may be what it was before it was something else, in slices of one capture.
+            let as_it_was = *old == 0 && same && !self.put.contains(number);
+            changed.push(whole || *old != now && !as_it_was);
             *old = now;
-        }
-        if unknown && !whole {
-            let same = self.layout.unchanged(first, bytes);
-            changed
-                .iter_mut()
-                .zip(same)
-                .for_each(|(changed, same)| *changed &= !same);
         }
         let mut page = 0;
         for run in changed.chunk_by(|a, b| a == b) {
             if run[0] {
                 let chunk = writer.put(&bytes[page * size..(page + run.len()) * size])?;
-                self.image.set(first + page as u32, run.len() as u32, chunk);
+                let (first, count) = (first + page as u32, run.len() as u32);
+                self.image.set(first, count, chunk);
+                (first..first + count).for_each(|page| self.put.insert(page));
             }
             page += run.len();
         }
