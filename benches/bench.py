@@ -1,13 +1,14 @@
 """What the benchmarks share: scratch space, processes that end with the benchmark, an S3 server behind a slow wire,
 medians, and Markdown."""
 
-import atexit, contextlib, json, os, pathlib, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
+import atexit, contextlib, json, os, pathlib, re, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MOLTINIT = ROOT / "target/release/moltinit"
 TOKEN = "benchmark-token"
 PACKAGES = os.environ["MOLTINIT_TEST_PYTHONPATH"]
+LITESTREAM = os.environ["MOLTINIT_BENCH_LITESTREAM"]
 
 scratch = pathlib.Path(tempfile.mkdtemp(prefix="moltinit-bench."))
 _running, _mounts = [], []
@@ -119,10 +120,11 @@ class S3:
 
     def __init__(self, delay_ms):
         server, self.port = free_port(), free_port()
+        self.direct, self.log = f"http://127.0.0.1:{server}/{self.bucket}", scratch / f"s3-{server}.log"
         start([sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", server],
-              env={**os.environ, "PYTHONPATH": PACKAGES})
+              env={**os.environ, "PYTHONPATH": PACKAGES}, stderr=open(self.log, "w"))
         start([sys.executable, ROOT / "tests/tools/slow-tcp.py", self.port, server, "--delay-ms", delay_ms])
-        make = urllib.request.Request(f"http://127.0.0.1:{server}/{self.bucket}", method="PUT")
+        make = urllib.request.Request(self.direct, method="PUT")
         wait("the S3 server", lambda: urllib.request.urlopen(make).status == 200, every=0.05)
         wait("the wire", lambda: urllib.request.urlopen(f"http://127.0.0.1:{self.port}/").status == 200, every=0.05)
 
@@ -139,12 +141,25 @@ class S3:
         wait("the mount", lambda: os.path.ismount(path), every=0.05)
         return path
 
-    def rclone(self, *argv):
+    def requests(self):
+        """How many the server has answered: it logs a line for each."""
+        return self.log.read_bytes().count(b" HTTP/1.1")
+
+    def names(self, prefix):
+        """The objects below a prefix; asked of the server directly."""
+        with urllib.request.urlopen(f"{self.direct}?list-type=2&prefix={prefix}", timeout=5) as answer:
+            return re.findall("<Key>(.*?)</Key>", answer.read().decode())
+
+    def rclone_env(self):
         env = {key: value for key, value in os.environ.items() if key != "AWS_CA_BUNDLE"}
-        env |= {"RCLONE_CONFIG": "/dev/null", "RCLONE_CONFIG_S3_TYPE": "s3", "RCLONE_CONFIG_S3_PROVIDER": "Other",
-                "RCLONE_CONFIG_S3_ENDPOINT": f"http://127.0.0.1:{self.port}", "RCLONE_CONFIG_S3_ACCESS_KEY_ID": "key",
-                "RCLONE_CONFIG_S3_SECRET_ACCESS_KEY": "secret", "RCLONE_CONFIG_S3_FORCE_PATH_STYLE": "true"}
-        subprocess.run(["rclone", *map(str, argv)], env=env, check=True, stdout=subprocess.DEVNULL)
+        return env | {
+            "RCLONE_CONFIG": "/dev/null", "RCLONE_CONFIG_S3_TYPE": "s3", "RCLONE_CONFIG_S3_PROVIDER": "Other",
+            "RCLONE_CONFIG_S3_ENDPOINT": f"http://127.0.0.1:{self.port}", "RCLONE_CONFIG_S3_ACCESS_KEY_ID": "key",
+            "RCLONE_CONFIG_S3_SECRET_ACCESS_KEY": "secret", "RCLONE_CONFIG_S3_FORCE_PATH_STYLE": "true",
+        }
+
+    def rclone(self, *argv):
+        subprocess.run(["rclone", *map(str, argv)], env=self.rclone_env(), check=True, stdout=subprocess.DEVNULL)
 
 
 def version(*argv):
