@@ -58,10 +58,11 @@ def wait(what, ask, patience=60, every=0.001):
     sys.exit(f"waited {patience} s in vain for {what}")
 
 
-def get(port, path):
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
+def get(port, path, method="GET", timeout=5):
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         return json.load(error)
@@ -97,6 +98,10 @@ class Moltinit:
 
     def status(self):
         return get(self.port, "/status")
+
+    def commit(self):
+        """Commits what has changed by now, and waits for it."""
+        return get(self.port, "/snapshots", "POST", timeout=900)["id"]
 
     def last_commit(self):
         last = self.status()["snapshots"]["last"]
