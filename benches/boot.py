@@ -1,0 +1,108 @@
+"""From the container's start to a gateway that is ready, beside a shell script that does what moltworker's does."""
+
+from bench import *
+
+OPENCLAW = pathlib.Path(os.environ["MOLTINIT_BENCH_OPENCLAW"])
+ROUNDS, FILES = 3, 300
+SECRETS = {"OPENCLAW_GATEWAY_TOKEN": TOKEN, "ANTHROPIC_API_KEY": "sk-ant-benchmark-0123456789"}
+PATH = f"{OPENCLAW / 'bin'}:{os.environ['PATH']}"
+
+
+def ready(port):
+    """The gateway's own word for it."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+        return json.load(answer).get("ready")
+
+
+def grow(state):
+    """An agent that has lived a while."""
+    for number in range(FILES):
+        file = state / f"agents/main/sessions/{number}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(os.urandom(10_000).hex().encode())
+
+
+class Booted:
+    """A fresh container: nothing on its disk, and the bucket as it is."""
+
+    def __init__(self, s3, number):
+        self.home = scratch / f"home-{type(self).__name__}-{number}"
+        self.state, self.port = self.home / ".openclaw", free_port()
+        self.state.mkdir(parents=True)
+        began = time.monotonic()
+        self.process = self.begin(s3)
+        wait("a gateway that is ready", self.is_ready, patience=300, every=0.02)
+        self.took = time.monotonic() - began
+
+    def end(self):
+        end(self.process)
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+class Ours(Booted):
+    def begin(self, s3):
+        self.http, config = free_port(), self.home / "moltinit.toml"
+        config.write_text(f'''
+[[service]]
+name = "gateway"
+command = ["openclaw", "gateway", "--port", "{self.port}", "--bind", "loopback"]
+ready = {{ http = "http://127.0.0.1:{self.port}/readyz", json = "ready" }}
+live = {{ http = "http://127.0.0.1:{self.port}/healthz", json = "ok" }}
+''')
+        env = {"PATH": PATH, "HOME": str(self.home), "MOLTINIT_CONFIG": str(config), "MOLTINIT_STORE": str(s3.mounted),
+               "MOLTINIT_DATA_DIR": str(self.home / "data"), "MOLTINIT_RUN_DIR": str(self.home / "run"),
+               "MOLTINIT_HTTP_ADDR": f"127.0.0.1:{self.http}", "MOLTINIT_ADMIN_TOKEN": TOKEN, **SECRETS}
+        return start([MOLTINIT, "run"], env=env)
+
+    def is_ready(self):
+        return get(self.http, "/readyz").get("ready")
+
+    def save(self, s3):
+        get(self.http, "/snapshots", "POST", timeout=300)
+
+
+class Script(Booted):
+    def begin(self, s3):
+        env = s3.rclone_env() | SECRETS
+        env |= {"PATH": PATH, "HOME": str(self.home), "STATE": str(self.state), "PORT": str(self.port),
+                "REMOTE": f"s3:{s3.bucket}/openclaw", "OPENCLAW_NO_RESPAWN": "1"}
+        return start(["sh", ROOT / "benches/boot-script.sh"], env=env)
+
+    def is_ready(self):
+        return ready(self.port)
+
+    def save(self, s3):
+        s3.rclone("sync", self.state, f"s3:{s3.bucket}/openclaw")
+
+
+def measured(kind):
+    """Seconds of first boots, each before an empty bucket, and of boots from what the last of them left there."""
+    first, warm = [], []
+    for number in range(ROUNDS):
+        s3 = S3(delay_ms=30)
+        s3.mounted = s3.mount(f"bucket-{kind.__name__}-{number}")
+        booted = kind(s3, f"first-{number}")
+        first.append(booted.took)
+        if number + 1 < ROUNDS:
+            booted.end()
+    grow(booted.state)
+    booted.save(s3)
+    booted.end()
+    for number in range(ROUNDS):
+        booted = kind(s3, f"warm-{number}")
+        warm.append(booted.took)
+        booted.end()
+    return first, warm
+
+
+Script(S3(delay_ms=30), "to-warm-the-page-cache").end()
+(ours_first, ours_warm), (script_first, script_warm) = measured(Ours), measured(Script)
+print("## Boot\n")
+print(f"`./scripts/bench boot`: from the start of PID 1 to the gateway's own `/readyz`, OpenClaw "
+      f"{json.loads((OPENCLAW / 'node_modules/openclaw/package.json').read_text())['version']}, on a fresh disk each time, "
+      f"the bucket on moto's S3 server with 30 ms added to each request. Beside it `benches/boot-script.sh`, which does what "
+      f"moltworker's start script does with rclone and the gateway's own onboarding. The warm boots bring {FILES} session "
+      "files and the gateway's databases back.\n")
+rows = [[what, spread(ours, "s"), spread(script, "s"), f"{median(ours) / median(script):.2f}", "0.6"]
+        for what, ours, script in [("first boot", ours_first, script_first), ("warm boot", ours_warm, script_warm)]]
+print(table(["", "moltinit", "start script", "ratio", "aim"], rows) + "\n")
