@@ -5,7 +5,7 @@ import atexit, contextlib, json, os, pathlib, re, shutil, signal, socket, statis
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-MOLTINIT = ROOT / "target/release/moltinit"
+MOLTINIT = ROOT / "target/dist/moltinit"
 TOKEN = "benchmark-token"
 PACKAGES = os.environ["MOLTINIT_TEST_PYTHONPATH"]
 LITESTREAM = os.environ["MOLTINIT_BENCH_LITESTREAM"]
@@ -110,6 +110,11 @@ class Moltinit:
     def rss(self):
         for line in (pathlib.Path(f"/proc/{self.process.pid}/status")).read_text().splitlines():
             if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+
+    def peak(self):
+        for line in (pathlib.Path(f"/proc/{self.process.pid}/status")).read_text().splitlines():
+            if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
 
     def stop(self):

@@ -92,11 +92,6 @@ class Ours(Subject):
         fields = pathlib.Path(f"/proc/{self.moltinit.process.pid}/stat").read_text().rsplit(")")[-1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def peak(self):
-        for line in pathlib.Path(f"/proc/{self.moltinit.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-
     def restore(self):
         to = scratch / f"restored-{self.name}"
         took, cpu, peak, _ = ran([MOLTINIT, "restore", "--to", to, "--store", self.store], env=self.env())
@@ -181,7 +176,7 @@ def compared(place, ours, peers):
     print(f"All of it back, {place}:\n")
     print(table(["program", "restore", "ratio", "peak memory"], rows))
     print(f"\nmoltinit's supervisor: {ours.idle / 2**20:.1f} MiB before there was any state, "
-          f"{ours.peak() / 2**20:.1f} MiB at its peak; first commit of all of it within {ours.first:.1f} s.\n")
+          f"{ours.moltinit.peak() / 2**20:.1f} MiB at its peak; first commit of all of it within {ours.first:.1f} s.\n")
     ours.moltinit.stop()
 
 
