@@ -72,37 +72,42 @@ class Script(Booted):
         return ready(self.port)
 
     def save(self, s3):
+        # Stopped first: rclone cannot copy files that change.
+        end(self.process)
         s3.rclone("sync", self.state, f"s3:{s3.bucket}/openclaw")
 
 
-def measured(kind):
-    """Seconds of first boots, each before an empty bucket, and of boots from what the last of them left there."""
-    first, warm = [], []
-    for number in range(ROUNDS):
-        s3 = S3(delay_ms=30)
-        s3.mounted = s3.mount(f"bucket-{kind.__name__}-{number}")
-        booted = kind(s3, f"first-{number}")
-        first.append(booted.took)
-        if number + 1 < ROUNDS:
-            booted.end()
-    grow(booted.state)
-    booted.save(s3)
-    booted.end()
-    for number in range(ROUNDS):
-        booted = kind(s3, f"warm-{number}")
-        warm.append(booted.took)
-        booted.end()
-    return first, warm
+def bucket(kind, number):
+    s3 = S3(delay_ms=30)
+    s3.mounted = s3.mount(f"bucket-{kind.__name__}-{number}")
+    return s3
 
 
+KINDS = Ours, Script
+first, warm, buckets = {Ours: [], Script: []}, {Ours: [], Script: []}, {}
 Script(S3(delay_ms=30), "to-warm-the-page-cache").end()
-(ours_first, ours_warm), (script_first, script_warm) = measured(Ours), measured(Script)
+# In turns, so that all have the same weather.
+for number in range(ROUNDS):
+    for kind in KINDS:
+        buckets[kind] = bucket(kind, number)
+        booted = kind(buckets[kind], f"first-{number}")
+        first[kind].append(booted.took)
+        if number + 1 == ROUNDS:
+            grow(booted.state)
+            booted.save(buckets[kind])
+        booted.end()
+for number in range(ROUNDS):
+    for kind in KINDS:
+        booted = kind(buckets[kind], f"warm-{number}")
+        warm[kind].append(booted.took)
+        booted.end()
+
 print("## Boot\n")
 print(f"`./scripts/bench boot`: from the start of PID 1 to the gateway's own `/readyz`, OpenClaw "
       f"{json.loads((OPENCLAW / 'node_modules/openclaw/package.json').read_text())['version']}, on a fresh disk each time, "
       f"the bucket on moto's S3 server with 30 ms added to each request. Beside it `benches/boot-script.sh`, which does what "
       f"moltworker's start script does with rclone and the gateway's own onboarding. The warm boots bring {FILES} session "
       "files and the gateway's databases back.\n")
-rows = [[what, spread(ours, "s"), spread(script, "s"), f"{median(ours) / median(script):.2f}", "0.6"]
-        for what, ours, script in [("first boot", ours_first, script_first), ("warm boot", ours_warm, script_warm)]]
+rows = [[what, spread(times[Ours], "s"), spread(times[Script], "s"), f"{median(times[Ours]) / median(times[Script]):.2f}", "0.6"]
+        for what, times in [("first boot", first), ("warm boot", warm)]]
 print(table(["", "moltinit", "start script", "ratio", "aim"], rows) + "\n")
