@@ -14,6 +14,7 @@ mod cli;
 pub mod document;
 pub mod environment;
 mod failure;
+mod lease;
 mod locks;
 mod migrate;
 mod orphans;

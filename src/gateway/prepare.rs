@@ -13,7 +13,7 @@ use crate::config::secret::Secret;
 use super::{
     choice::choose,
     document::{self, DocumentError},
-    locks, migrate,
+    lease, locks, migrate,
     patch::Change,
     processes,
     record::{Digest, Record},
@@ -211,20 +211,22 @@ fn workspace_of(config: &Value, places: &Places) -> PathBuf {
     }
 }
 
+/// What gateways that are gone have left to say that they are here.
 fn clear_locks(places: &Places) {
-    let locks = locks::found(&places.config, &places.state_dir, &places.temp_dir);
-    if locks.is_empty() {
-        return;
-    }
     if let Some(pid) = processes::gateways_on(&places.state_dir).first() {
         warn!("a gateway is alive (pid {pid}): its locks stay");
         return;
     }
-    for lock in locks {
+    for lock in locks::found(&places.config, &places.state_dir, &places.temp_dir) {
         match fs::remove_file(&lock) {
             Ok(()) => info!("removed the stale lock {}", lock.display()),
             Err(error) => warn!("the stale lock {} stays: {error}", lock.display()),
         }
+    }
+    match lease::end(&places.state_dir) {
+        Ok(true) => info!("ended the lease of a gateway that is gone"),
+        Ok(false) => {}
+        Err(error) => warn!("a lease of a gateway that is gone may stay, for minutes: {error}"),
     }
 }
 

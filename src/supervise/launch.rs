@@ -112,7 +112,10 @@ impl Launcher {
         let env = Arc::new(self.environment(attached, launch.env, &launch.unset));
         let mut spawn = Spawn::new(launch.argv.as_ref().unwrap_or(&self.service.command));
         spawn.env = env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-        spawn.cwd = launch.cwd;
+        // Ours may be gone: a restore puts another directory in the workspace's place, and that is where some images start.
+        spawn.cwd = launch
+            .cwd
+            .or_else(|| std::env::current_dir().is_err().then(|| "/".into()));
         spawn.oom_score_adj = Some(self.scores.main);
         let (stdout, out) = logs::pipe()?;
         let (stderr, err) = logs::pipe()?;
