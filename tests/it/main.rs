@@ -11,6 +11,7 @@ mod chaos;
 mod commands;
 mod exec;
 mod gateway;
+mod image;
 mod life;
 mod mistakes;
 mod outage;

@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod container;
+pub mod docker;
 pub mod gateway;
 pub mod http;
 pub mod process;
