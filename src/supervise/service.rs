@@ -172,7 +172,8 @@ impl Task {
                 self.attached = env;
                 // It may be its keeper that held it, for want of just this environment.
                 match self.machine.state() {
-                    ServiceState::Stopped | ServiceState::Held => self.step(Input::Start),
+                    // One that is on its way out comes back: a Worker ends a start script and runs the next at once.
+                    ServiceState::Stopped | ServiceState::Stopping | ServiceState::Held => self.step(Input::Start),
                     _ if renew => self.step(Input::Restart),
                     _ => {}
                 }

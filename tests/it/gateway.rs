@@ -23,6 +23,9 @@ use crate::support::{
 /// The early generation takes half a minute to start for the first time on an idle machine; this one may be busy.
 const BOOT: Duration = Duration::from_secs(300);
 
+/// A gateway that is asked to end may wait for what it is at in the background for as long as its own budget is, 330 s.
+const DRAIN: Duration = Duration::from_secs(400);
+
 struct Run {
     container: Container,
     gateway: Gateway,
@@ -64,7 +67,7 @@ impl Run {
 
     /// Waits until another gateway than `pid` is ready.
     fn wait_for_another(&self, pid: i32) {
-        eventually(format_args!("the end of {pid}; {}", self.container), BOOT, || {
+        eventually(format_args!("the end of {pid}; {}", self.container), DRAIN, || {
             (!process::tree(self.container.init.as_raw()).contains(&pid)).then_some(())
         });
         self.container.wait_for("/readyz", BOOT);

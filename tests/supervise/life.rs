@@ -215,6 +215,28 @@ async fn attach_hands_over_its_environment_and_ends_with_the_service() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attach_brings_back_what_is_on_its_way_out() {
+    let service = shell(
+        "a",
+        "trap 'touch $D/told; sleep 1; exit 0' TERM; echo up >$D/up; sleep 1000 & wait",
+    );
+    let bench = Bench::start(vec![service]);
+    bench.written("up").await;
+    let before = bench.view("a").pid;
+    bench.handle.stop("a").await.unwrap();
+    let told = bench.file("told");
+    until(|| told.exists().then_some(())).await;
+    let attached = tokio::spawn({
+        let handle = bench.handle.clone();
+        async move { handle.attach("a", Environment::new(), false).await }
+    });
+    until(|| bench.view("a").pid.filter(|pid| Some(*pid) != before)).await;
+    assert!(!attached.is_finished());
+    bench.handle.stop("a").await.unwrap();
+    timeout(PATIENCE, attached).await.unwrap().unwrap().unwrap();
+}
+
 struct Keeper {
     ended: Mutex<Vec<Ended>>,
 }
