@@ -50,11 +50,12 @@ export async function standIn(t) {
 
   let end;
   self.run = async () => {
+    // Before anything of it answers: whoever mounts, mounts this one.
+    self.mounted = false;
     const process = spawn(globalThis.process.execPath, [fileURLToPath(new URL("gateway.mjs", import.meta.url)), String(gateway)], { stdio: "ignore" });
     const gone = new Promise((done) => process.on("exit", done));
     atEnd(t, () => (process.kill("SIGKILL"), gone));
     await eventually("the stand-in gateway", async () => (await fetch(`http://127.0.0.1:${gateway}/healthz`)).ok || undefined);
-    self.mounted = false;
     const exited = new Promise((done) => (end = done));
     atEnd(t, () => end(0));
     return { exited, signal: (number) => (process.kill("SIGKILL"), gone.then(() => end(number === 15 ? 0 : 128 + number))) };
