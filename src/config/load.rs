@@ -130,11 +130,9 @@ struct Settings<'a> {
 impl Settings<'_> {
     /// What is secret in the environment and in the file.
     fn secrets(&self) -> Vec<String> {
-        let values = ["key", "admin_token", "callback_secret"].map(|key| self.text(key));
-        let addresses = ["callback_url", "cdp_upstream"].map(|key| self.text(key));
-        let values = values.into_iter().flatten().map(str::to_owned);
-        let in_addresses = addresses.into_iter().flatten().flat_map(secrets_of_address);
-        values.chain(in_addresses).chain(secrets(self.env)).collect()
+        let file = self.file.iter().map(|(key, text)| (Self::variable(key), text.clone()));
+        let file: Env = file.collect();
+        secrets(&file).chain(secrets(self.env)).collect()
     }
 
     fn variable(key: &str) -> String {

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     net::TcpListener,
-    process::{Child, Command},
+    process::Child,
 };
 
 use nix::{
@@ -14,28 +14,17 @@ use nix::{
 use serde_json::Value;
 
 use crate::support::{
-    MOLTINIT, PATIENCE,
+    PATIENCE,
     container::{Container, Disk, stand_in},
     eventually, free_port, http, process,
 };
-
-/// `moltinit ARGS…` in that container.
-fn command(disk: &Disk, args: &[&str]) -> Command {
-    let mut command = Command::new(MOLTINIT);
-    command
-        .args(args)
-        .env_clear()
-        .env("HOME", disk.path("home"))
-        .env("MOLTINIT_RUN_DIR", disk.path("run"));
-    command
-}
 
 /// A start script with that environment. Killed when this is dropped.
 struct Script(Child);
 
 impl Script {
     fn start(disk: &Disk, env: &[(&str, &str)]) -> Script {
-        let script = command(disk, &["attach", "gateway"]).envs(env.iter().copied()).spawn();
+        let script = disk.command(&["attach", "gateway"]).envs(env.iter().copied()).spawn();
         Script(script.unwrap())
     }
 
@@ -77,7 +66,7 @@ fn a_script_lives_as_long_as_its_service() {
     let mut script = Script::start(&disk, &[("BROUGHT", "along")]);
     eventually("the environment that was brought", PATIENCE, || {
         // What is no business of its keeper's waits for the next start. The script may not have handed it over yet.
-        let restarted = command(&disk, &["restart", "gateway", "--wait"]).status().unwrap();
+        let restarted = disk.command(&["restart", "gateway", "--wait"]).status().unwrap();
         assert!(restarted.success());
         environment(&container)
             .contains(&"BROUGHT=along".to_owned())

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpListener,
-    process::{Command, Output},
+    process::Output,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +18,7 @@ use moltinit::config::SECRETS;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    MOLTINIT, PATIENCE,
+    PATIENCE,
     container::{Container, Disk},
     eventually, free_port, http, process,
 };
@@ -172,8 +172,6 @@ fn no_secret_is_anywhere() {
         "discovery",
         http::get(cdp, "/json/list", None).map_or_else(|error| error.to_string(), |answer| answer.body),
     );
-    let env: Vec<(&str, &str)> = env.into_iter().chain([("MOLTINIT_RUN_DIR", "")]).collect();
-    let run = disk.path("run");
     for args in [
         &["status"][..],
         &["status", "--json"],
@@ -186,17 +184,9 @@ fn no_secret_is_anywhere() {
         &["restart", "gateway", "--wait"],
         &["snapshot", "verify", "--store", "/nowhere"],
     ] {
-        let mut command = Command::new(MOLTINIT);
-        command
-            .args(args)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap());
-        command
-            .env("HOME", disk.path("home"))
-            .env("MOLTINIT_STORE", disk.path("store"));
+        let mut command = disk.command(args);
         command
             .envs(env.iter().copied())
-            .env("MOLTINIT_RUN_DIR", &run)
             .env("MOLTINIT_DATA_DIR", disk.path("data"));
         said.output(&args.join(" "), command.output().unwrap());
     }

@@ -1,32 +1,16 @@
 //! The commands, against a running supervisor and without one.
 
-use std::{
-    fs,
-    process::{Command, Output},
-};
+use std::{fs, process::Output};
 
 use serde_json::Value;
 
 use crate::support::{
-    MOLTINIT, PATIENCE,
+    PATIENCE,
     container::{Disk, stand_in},
 };
 
-/// `moltinit ARGS…` with the run directory and the store of that disk.
-fn command(disk: &Disk, args: &[&str]) -> Command {
-    let mut command = Command::new(MOLTINIT);
-    command
-        .args(args)
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap())
-        .env("HOME", disk.path("home"))
-        .env("MOLTINIT_STORE", disk.path("store"))
-        .env("MOLTINIT_RUN_DIR", disk.path("run"));
-    command
-}
-
 fn run(disk: &Disk, args: &[&str]) -> Output {
-    let output = command(disk, args).output().unwrap();
+    let output = disk.command(args).output().unwrap();
     assert!(output.status.success(), "{args:?}: {output:?}");
     output
 }
@@ -54,7 +38,7 @@ fn services_are_shown_and_told() {
     assert_eq!(json(&disk, &["status"])["services"]["gateway"]["state"], "stopped");
     run(&disk, &["start", "gateway", "--wait"]);
     run(&disk, &["logs", "gateway", "-n", "5"]);
-    let unknown = command(&disk, &["restart", "gatevay"]).output().unwrap();
+    let unknown = disk.command(&["restart", "gatevay"]).output().unwrap();
     assert_eq!(unknown.status.code(), Some(1));
     assert!(
         String::from_utf8_lossy(&unknown.stderr).contains("gateway"),
@@ -95,7 +79,8 @@ fn the_history_is_listed_shown_compared_verified_and_restored() {
     let to = disk.path("restored");
     run(&disk, &["restore", &one, "--to", to.to_str().unwrap()]);
     assert_eq!(fs::read_to_string(to.join("state/note")).unwrap(), "one");
-    let again = command(&disk, &["restore", "--to", to.to_str().unwrap()])
+    let again = disk
+        .command(&["restore", "--to", to.to_str().unwrap()])
         .output()
         .unwrap();
     assert_eq!(again.status.code(), Some(1));

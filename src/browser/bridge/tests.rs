@@ -72,6 +72,11 @@ fn methods(outs: &[Out]) -> Vec<&str> {
         .collect()
 }
 
+/// Asks for a navigation; gives the id by which the shim was asked.
+fn navigate(bridge: &mut Bridge, session: &str, params: Value) -> Value {
+    asked(&say(bridge, 3, Some(session), "Page.navigate", params))["id"].clone()
+}
+
 #[test]
 fn commands_of_a_session_go_to_its_page_and_answers_back_to_it() {
     let mut bridge = greeted();
@@ -114,15 +119,13 @@ fn a_new_document_makes_the_events_of_a_navigation() {
     );
     let first = asked(&bridge.tick()).clone();
     page_says(&mut bridge, &first, "d1", json!({ "result": {} }));
-    let outs = say(
+    let id = navigate(
         &mut bridge,
-        3,
-        Some(&session),
-        "Page.navigate",
+        &session,
         json!({ "url": "https://a.example/", "referrer": "" }),
     );
     // Cloudflare's Puppeteer says `errorText` for any answer that is not 2xx.
-    let done = json!({ "id": asked(&outs)["id"], "result": { "frameId": "T", "errorText": "Navigation failed" } });
+    let done = json!({ "id": id, "result": { "frameId": "T", "errorText": "Navigation failed" } });
     let look = asked(&bridge.shim_says(&done.to_string())).clone();
     let outs = page_says(&mut bridge, &look, "d2", json!({ "result": {} }));
     let said = methods(&outs);
@@ -149,14 +152,8 @@ fn a_new_document_makes_the_events_of_a_navigation() {
 fn a_page_that_nobody_has_looked_at_yet_navigates_too() {
     let mut bridge = greeted();
     let session = attached(&mut bridge);
-    let outs = say(
-        &mut bridge,
-        3,
-        Some(&session),
-        "Page.navigate",
-        json!({ "url": "https://a.example/" }),
-    );
-    let done = json!({ "id": asked(&outs)["id"], "result": {} });
+    let id = navigate(&mut bridge, &session, json!({ "url": "https://a.example/" }));
+    let done = json!({ "id": id, "result": {} });
     let look = asked(&bridge.shim_says(&done.to_string())).clone();
     let outs = page_says(&mut bridge, &look, "d1", json!({ "result": {} }));
     assert!(methods(&outs).contains(&"Page.frameNavigated"));
@@ -166,14 +163,8 @@ fn a_page_that_nobody_has_looked_at_yet_navigates_too() {
 fn a_page_that_cannot_be_reached_is_no_error_of_the_command() {
     let mut bridge = greeted();
     let session = attached(&mut bridge);
-    let outs = say(
-        &mut bridge,
-        3,
-        Some(&session),
-        "Page.navigate",
-        json!({ "url": "http://nowhere.invalid" }),
-    );
-    let failed = json!({ "id": asked(&outs)["id"], "error": { "code": -32000, "message": "net::ERR_NAME_NOT_RESOLVED at http://nowhere.invalid" } });
+    let id = navigate(&mut bridge, &session, json!({ "url": "http://nowhere.invalid" }));
+    let failed = json!({ "id": id, "error": { "code": -32000, "message": "net::ERR_NAME_NOT_RESOLVED at http://nowhere.invalid" } });
     let outs = bridge.shim_says(&failed.to_string());
     assert!(
         matches!(&outs[..], [Out::Client(answer)] if answer["result"]["errorText"] == "net::ERR_NAME_NOT_RESOLVED")

@@ -53,6 +53,20 @@ impl Disk {
         self.dir.path().join(name)
     }
 
+    /// `moltinit ARGS…` with the run directory and the store of this disk, and nothing else in its environment but a
+    /// path and a home.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(MOLTINIT);
+        command
+            .args(args)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", self.path("home"))
+            .env("MOLTINIT_STORE", self.path("store"))
+            .env("MOLTINIT_RUN_DIR", self.path("run"));
+        command
+    }
+
     pub fn state(&self) -> PathBuf {
         self.path("home/.openclaw")
     }
