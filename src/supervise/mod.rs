@@ -87,8 +87,8 @@ impl Supervisor {
     /// Must be called within a tokio runtime.
     pub fn start(mut self) -> Handle {
         let accounts = Accounts::find("/");
-        let with_limits = self.services.iter().any(|service| service.memory_max.is_some());
-        let census = census::start(accounts.clone(), with_limits, self.events.clone());
+        let least = self.services.iter().filter_map(|service| service.memory_max).min();
+        let census = census::start(accounts.clone(), least, self.events.clone());
         let common = Arc::new(Common {
             board: watch::Sender::new(Board::default()),
             order: Order::new(&self.services),
