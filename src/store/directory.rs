@@ -31,11 +31,14 @@ impl Directory {
         Directory { root, expect }
     }
 
-    /// The directories above an object, made one by one below the root. The root itself is never made where a
-    /// mount is expected: that would be the plain directory that swallows commits.
+    /// The directories above an object, made one by one. The mount's own is never made: that would be the plain
+    /// directory that swallows commits.
     fn make_parents(&self, path: &Path) -> io::Result<()> {
-        let below = path.strip_prefix(&self.root).unwrap_or(path);
-        let mut dir = self.root.clone();
+        let mut dir = match &self.expect {
+            Expect::MountAt(point) if self.root.starts_with(point) => point.clone(),
+            Expect::MountAt(_) | Expect::Existing | Expect::Directory => self.root.clone(),
+        };
+        let below = path.strip_prefix(&dir).unwrap_or(path);
         if self.expect == Expect::Directory {
             fs::create_dir_all(&dir)?;
         }
@@ -58,6 +61,23 @@ impl Directory {
             }
             other => other,
         }
+    }
+
+    /// The mount that the root is on, or will be once it is made.
+    fn mount(&self, point: &Path) -> io::Result<Mount> {
+        let mut found = mounts::covering(&self.root);
+        for above in self
+            .root
+            .ancestors()
+            .skip(1)
+            .take_while(|above| above.starts_with(point))
+        {
+            match found {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => found = mounts::covering(above),
+                _ => break,
+            }
+        }
+        found
     }
 
     /// Fails unless `found` is the mount it has to be.
@@ -113,7 +133,7 @@ impl Backend for Directory {
                 }),
                 Err(error) => Err(StoreError::from_io("checking", self.root.clone(), error)),
             },
-            Expect::MountAt(_) => self.expected(mounts::covering(&self.root)),
+            Expect::MountAt(point) => self.expected(self.mount(point)),
         }
     }
 

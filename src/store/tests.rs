@@ -75,6 +75,22 @@ fn a_directory_below_the_expected_mount_is_on_it() {
 }
 
 #[test]
+fn a_directory_that_is_missing_below_the_expected_mount_is_made_on_it() {
+    // A mount that every Linux has, and that anybody may write to.
+    let (point, dir) = (Path::new("/dev/shm"), tempfile::tempdir_in("/dev/shm").unwrap());
+    let root = dir.path().join("to/store");
+    let store = Store::open(&root, Expect::MountAt(point.to_owned()), Patience::default());
+    store.check().unwrap();
+    assert!(store.list("").unwrap().is_empty());
+    assert!(!root.exists(), "a look makes nothing");
+    store.put("a/one", &spool(b"1"), 1).unwrap();
+    assert_eq!(fs::read(root.join("a/one")).unwrap(), b"1");
+
+    let elsewhere = Store::open(&root, Expect::MountAt("/dev".into()), Patience::default());
+    assert!(matches!(elsewhere.check(), Err(StoreError::NotAMount { .. })));
+}
+
+#[test]
 fn a_hang_is_an_error_in_time_and_over_when_it_is_over() {
     let dir = tempfile::tempdir().unwrap();
     let (store, faults) = faulty::store(dir.path());
