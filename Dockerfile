@@ -9,15 +9,16 @@ ARG BINARY=build
 FROM ${BUILDER} AS build
 WORKDIR /src
 ARG TARGETARCH
-ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo
+ENV CARGO_PROFILE_DIST_STRIP=debuginfo
+COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 COPY docs docs
 COPY skills skills
 COPY src src
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin moltinit --target-dir "target/$TARGETARCH" \
-    && cp "target/$TARGETARCH/release/moltinit" /moltinit
+    cargo build --profile dist --locked --bin moltinit --target-dir "target/$TARGETARCH" \
+    && cp "target/$TARGETARCH/dist/moltinit" /moltinit
 
 FROM ${BINARY} AS binary
 

@@ -36,6 +36,29 @@ fn the_image_is_built_on_what_the_worker_talks_to() {
     assert!(dockerfile.contains(&base), "{base}");
 }
 
+/// The stage that compiles is not run here, for want of its base: what it needs has at least to get there.
+#[test]
+fn what_the_image_is_built_from_is_there_and_let_in() {
+    let read = |name: &str| fs::read_to_string(format!("{ROOT}/{name}")).unwrap();
+    let (dockerfile, ignored) = (read("Dockerfile"), read(".dockerignore"));
+    let copies = dockerfile.lines().filter_map(|line| line.strip_prefix("COPY "));
+    let copied: Vec<&str> = copies
+        .filter(|copy| !copy.starts_with("--from"))
+        .flat_map(|copy| copy.rsplit_once(' ').unwrap().0.split(' '))
+        .collect();
+    for needed in [".cargo", "Cargo.toml", "Cargo.lock", "docs", "skills", "src"] {
+        assert!(copied.contains(&needed), "COPY {needed}");
+    }
+    for source in copied {
+        let lets_in = |line: &str| {
+            line.strip_prefix('!')
+                .is_some_and(|line| Path::new(source).starts_with(line))
+        };
+        assert!(Path::new(ROOT).join(source).exists(), "{source}");
+        assert!(ignored.lines().any(lets_in), "!{source}");
+    }
+}
+
 /// One test, because one engine and one build serve all of it.
 #[test]
 fn an_agent_in_the_image_outlives_its_containers() {

@@ -25,6 +25,13 @@ use crate::state::{
     segment::{SegmentError, SegmentWriter},
 };
 
+// Without the flags in `.cargo/config.toml` SQLite has no `sqlite_dbpage`, and no database could be captured. Where Cargo
+// does not see that file (it is not in the directory above a build, or not copied into it), nothing is built.
+const _: &str = env!(
+    "LIBSQLITE3_FLAGS",
+    "SQLite has to be built with the flags in .cargo/config.toml: run cargo inside the repository, and copy .cargo with it"
+);
+
 /// The first bytes of every database.
 pub const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
