@@ -8,13 +8,18 @@ mkdir -p "$CACHE"
 # install_once KEY COMMAND… runs COMMAND in an empty directory, once, and keeps the directory as $CACHE/KEY.
 # A run that dies half-way leaves nothing behind that looks installed, and runs beside each other wait for the first.
 install_once() {
-    local key=$1 part
+    local key=$1 part failed
     shift
     exec {lock}>"$CACHE/.$key.lock"
     flock "$lock"
     if [ ! -d "$CACHE/$key" ]; then
         part=$(mktemp -d "$CACHE/.$key.XXXXXX")
-        if ! (cd "$part" && "$@") >"$CACHE/.$key.log" 2>&1; then
+        # Not as a condition: inside one, `set -e` is without effect, and a step that fails would be passed over.
+        set +e
+        (set -e && cd "$part" && "$@") >"$CACHE/.$key.log" 2>&1
+        failed=$?
+        set -e
+        if [ "$failed" != 0 ]; then
             tail -n 30 "$CACHE/.$key.log" >&2
             echo "installing $key failed; the whole log is $CACHE/.$key.log" >&2
             rm -rf "$part"
