@@ -30,18 +30,23 @@ COPY scripts/install-openclaw /build/scripts/
 COPY scripts/lib/cache.sh /build/scripts/lib/
 RUN --mount=type=cache,target=/root/.npm \
     mv "$(MOLTINIT_DEV_CACHE=/opt /build/scripts/install-openclaw "$OPENCLAW")" /opt/openclaw
+# Compiled once here, and not at the start of each container.
+COPY scripts/warm-openclaw /build/scripts/
+RUN /build/scripts/warm-openclaw /opt/openclaw
 
 FROM ${BASE}
 ARG DEBIAN_FRONTEND=noninteractive
 RUN command -v s3fs >/dev/null \
     || { apt-get update && apt-get install -y --no-install-recommends ca-certificates s3fs && rm -rf /var/lib/apt/lists/*; }
 COPY --from=openclaw /opt/openclaw /opt/openclaw
+ENV NODE_COMPILE_CACHE=/opt/openclaw/compile-cache
 COPY image/bin/ /usr/local/bin/
 COPY --from=binary /moltinit /usr/local/bin/moltinit
 # Both run here, or the image is not built. The gateway went by another name when moltworker's Worker learnt to call it.
 RUN ln -s /opt/openclaw/bin/openclaw /usr/local/bin/openclaw \
     && ln -s openclaw /usr/local/bin/clawdbot \
     && ln -s start-openclaw.sh /usr/local/bin/start-moltbot.sh \
+    && { [ ! -d /opt/openclaw/jiti ] || ln -s /opt/openclaw/jiti /tmp/jiti; } \
     && mkdir -p /root/clawd \
     && moltinit --version \
     && openclaw --version

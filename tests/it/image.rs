@@ -171,6 +171,19 @@ fn a_stop_is_a_last_commit(engine: &Engine, store: &Path) {
     assert_ne!(pid(&container, "sandbox"), server);
     assert_eq!(pid(&container, "gateway"), gateway, "the other service is left alone");
 
+    // On a disk that nothing can be written to, so all that is there came with the image.
+    let compiled = container.exec(&["sh", "-c", "find $NODE_COMPILE_CACHE -type f | wc -l"]);
+    assert!(
+        compiled.parse::<u32>().unwrap() > 100,
+        "files of compiled code: {compiled}"
+    );
+    let environ = format!("tr '\\0' '\\n' < /proc/{gateway}/environ | grep ^NODE_COMPILE_CACHE=");
+    assert_eq!(
+        container.exec(&["sh", "-c", &environ]),
+        "NODE_COMPILE_CACHE=/opt/openclaw/compile-cache",
+        "in the gateway's environment"
+    );
+
     write(&container, "stopped.md");
     assert_eq!(container.stop(), "0", "{container}");
     assert_eq!(container.inspect("{{.State.OOMKilled}}"), "false");
