@@ -2,7 +2,18 @@
 import worker, { Sandbox as Real } from "../src/index";
 
 export { ContainerProxy, Journal } from "../src/index";
-export default worker;
+
+/** Where the platform says that this machine's requests come from: elsewhere in the world. */
+const CLIENT = "203.0.113.7";
+
+export default {
+  ...worker,
+  fetch(request, env, context) {
+    const headers = new Headers(request.headers);
+    headers.set("CF-Connecting-IP", CLIENT);
+    return worker.fetch!(new Request(request, { headers }), env, context);
+  },
+} satisfies typeof worker;
 
 interface EngineEnv {
   ENGINE: Fetcher;
