@@ -187,6 +187,9 @@ fn introduce(role: Role, config: &Config, events: &Events) {
             "state is not durable: no bucket is mounted, so snapshots vanish with this container; set MOLTINIT_STORE"
         );
     }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     events.emit(Event::BootStarted {
         version: env!("CARGO_PKG_VERSION"),
         pid1: role == Role::Init,

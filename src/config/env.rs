@@ -18,10 +18,11 @@ impl Env {
     /// in `names`.
     ///
     /// # Errors
-    /// One problem for each file that cannot be read, and for each name given both ways.
-    pub fn read_files(&mut self, names: &[&str]) -> Vec<Problem> {
+    /// One problem for each file that cannot be read or has nothing in it, and for each name given both ways.
+    pub fn read_files(&mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<Problem> {
         let mut problems = Vec::new();
         for name in names {
+            let name = name.as_ref();
             let by_file = format!("{name}_FILE");
             let Some(path) = self.get(&by_file).map(str::to_owned) else {
                 continue;
@@ -34,13 +35,21 @@ impl Env {
                 continue;
             }
             match std::fs::read_to_string(&path) {
+                // Unset would be a snapshot in plain text, or a token that is somebody else's.
+                Ok(text) if text.trim().is_empty() => {
+                    problems.push(Problem::new(&by_file, "there is nothing in the file that it names"));
+                }
                 Ok(text) => {
                     let value = text.strip_suffix('\n').unwrap_or(&text);
                     self.0.remove(&by_file);
                     self.0
-                        .insert((*name).to_owned(), value.strip_suffix('\r').unwrap_or(value).to_owned());
+                        .insert(name.to_owned(), value.strip_suffix('\r').unwrap_or(value).to_owned());
                 }
-                Err(error) => problems.push(Problem::new(&by_file, format!("cannot read {path}: {error}"))),
+                // The path is not quoted: it may be the secret itself, given under the wrong name.
+                Err(error) => problems.push(Problem::new(
+                    &by_file,
+                    format!("cannot read the file that it names: {error}"),
+                )),
             }
         }
         problems
@@ -115,18 +124,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("token");
         std::fs::write(&file, "t0k3n\n").unwrap();
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, " \n").unwrap();
         let mut env: Env = [
             ("TOKEN_FILE", file.to_str().unwrap()),
             ("BOTH", "1"),
             ("BOTH_FILE", "/x"),
             ("GONE_FILE", "/no/such"),
+            ("EMPTY_FILE", empty.to_str().unwrap()),
         ]
         .into_iter()
         .collect();
-        let problems = env.read_files(&["TOKEN", "BOTH", "GONE"]);
+        let problems = env.read_files(["TOKEN", "BOTH", "GONE", "EMPTY"]);
         assert_eq!(env.get("TOKEN"), Some("t0k3n"));
         let named: Vec<_> = problems.iter().map(|p| p.name.as_str()).collect();
-        assert_eq!(named, ["BOTH_FILE", "GONE_FILE"]);
+        assert_eq!(named, ["BOTH_FILE", "GONE_FILE", "EMPTY_FILE"]);
     }
 
     #[test]

@@ -130,10 +130,7 @@ pub fn read(
     let table: Table = match file.parse() {
         Ok(table) => table,
         Err(error) => {
-            problems.push(Problem::new(
-                "file",
-                format!("not TOML: {}", error.to_string().trim_end()),
-            ));
+            problems.push(Problem::new("file", not_toml(file, &error)));
             return BTreeMap::new();
         }
     };
@@ -142,6 +139,9 @@ pub fn read(
         match (key.as_str(), found) {
             ("service", Value::Array(tables)) => read_services(tables, services, problems),
             ("service", _) => problems.push(Problem::new("service", "must be written as [[service]] tables")),
+            (known, Value::String(text)) if settings.contains(&known) && text.is_empty() => {
+                problems.push(Problem::new(known, "is empty; leave it out to have the default"));
+            }
             (known, Value::String(text)) if settings.contains(&known) => {
                 plain.insert(key, text);
             }
@@ -158,6 +158,14 @@ pub fn read(
         }
     }
     plain
+}
+
+/// Where it stops being TOML and why, without the line itself, which may hold a secret.
+fn not_toml(file: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| file.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("not TOML: line {line}, column {column}: {}", error.message())
 }
 
 fn read_services(tables: Vec<Value>, services: &mut Vec<Service>, problems: &mut Vec<Problem>) {

@@ -1,8 +1,6 @@
 //! From text to a checked `Config`: defaults, derivations, and every problem by name.
 
 use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,8 +15,10 @@ use super::{
     Bucket, Callback, Cdp, Config, Log, Problems, Snapshot, Store,
     env::{Env, Problem},
     file,
-    secret::{Mask, Secret},
+    names::{self, SETTINGS},
+    secret::{Mask, SHORTEST_MASKED, Secret},
     service::{Check, Probe, Service, Stop},
+    settings::Settings,
     value,
 };
 
@@ -28,73 +28,6 @@ pub const MOUNTED_STORE: &str = "/data/moltbot";
 pub const SANDBOX_SERVER: &str = "/container-server/sandbox";
 const LOCAL_STORE: &str = "/var/lib/moltinit/store";
 const LEGACY_WORKSPACE: &str = "/root/clawd";
-
-/// The settings: key in the file, and with `MOLTINIT_` before it and in capitals the variable.
-pub const SETTINGS: &[&str] = &[
-    "store",
-    "store_wait",
-    "store_required",
-    "mount",
-    "instance",
-    "state_dir",
-    "workspace",
-    "snapshot_quiet",
-    "snapshot_max_delay",
-    "snapshot_min_gap",
-    "key",
-    "http_addr",
-    "admin_token",
-    "cdp_addr",
-    "cdp_allow_remote",
-    "cdp_upstream",
-    "callback_url",
-    "callback_secret",
-    "stop_timeout",
-    "log",
-    "log_format",
-    "data_dir",
-    "run_dir",
-    "model_fallbacks",
-];
-
-/// Variables that moltinit reads or sets itself beside the settings.
-const OTHER_VARIABLES: &[&str] = &["MOLTINIT_CONFIG", "MOLTINIT_SERVICE"];
-
-/// Variables whose values are secrets; each may be given by file (`NAME_FILE`).
-pub const SECRETS: &[&str] = &[
-    "MOLTINIT_KEY",
-    "MOLTINIT_ADMIN_TOKEN",
-    "MOLTINIT_CALLBACK_SECRET",
-    "ANTHROPIC_API_KEY",
-    "OPENAI_API_KEY",
-    "CLOUDFLARE_AI_GATEWAY_API_KEY",
-    "AI_GATEWAY_API_KEY",
-    "OPENCLAW_GATEWAY_TOKEN",
-    "MOLTBOT_GATEWAY_TOKEN",
-    "TELEGRAM_BOT_TOKEN",
-    "DISCORD_BOT_TOKEN",
-    "SLACK_BOT_TOKEN",
-    "SLACK_APP_TOKEN",
-    "CDP_SECRET",
-    "CF_BROWSER_TOKEN",
-    "R2_ACCESS_KEY_ID",
-    "R2_SECRET_ACCESS_KEY",
-];
-
-/// Variables that hold addresses, in which there may be a password or a token.
-const ADDRESSES: &[&str] = &[
-    "MOLTINIT_CALLBACK_URL",
-    "MOLTINIT_CDP_UPSTREAM",
-    "WORKER_URL",
-    "ANTHROPIC_BASE_URL",
-    "AI_GATEWAY_BASE_URL",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-];
 
 /// What there is on the machine that defaults depend on.
 #[derive(Debug, Clone)]
@@ -120,84 +53,12 @@ impl Machine {
     }
 }
 
-/// The settings as text, the environment's over the file's, and the problems met so far.
-struct Settings<'a> {
-    file: BTreeMap<String, String>,
-    env: &'a Env,
-    problems: Vec<Problem>,
-}
-
-impl Settings<'_> {
-    /// What is secret in the environment and in the file.
-    fn secrets(&self) -> Vec<String> {
-        let file = self.file.iter().map(|(key, text)| (Self::variable(key), text.clone()));
-        let file: Env = file.collect();
-        secrets(&file).chain(secrets(self.env)).collect()
-    }
-
-    fn variable(key: &str) -> String {
-        format!("MOLTINIT_{}", key.to_ascii_uppercase())
-    }
-
-    fn text(&self, key: &str) -> Option<&str> {
-        debug_assert!(SETTINGS.contains(&key), "{key} is not in SETTINGS");
-        self.env
-            .get(&Self::variable(key))
-            .or_else(|| self.file.get(key).map(String::as_str))
-    }
-
-    fn problem(&mut self, key: &str, what: impl Into<String>) {
-        let name = match self.env.get(&Self::variable(key)) {
-            Some(_) => Self::variable(key),
-            None => key.to_owned(),
-        };
-        self.problems.push(Problem::new(name, what));
-    }
-
-    fn parse<T>(&mut self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
-        match parse(self.text(key)?) {
-            Ok(parsed) => Some(parsed),
-            Err(what) => {
-                self.problem(key, what);
-                None
-            }
-        }
-    }
-
-    fn duration(&mut self, key: &str, default: Duration) -> Duration {
-        self.parse(key, value::duration).unwrap_or(default)
-    }
-
-    fn boolean(&mut self, key: &str) -> Option<bool> {
-        self.parse(key, value::boolean)
-    }
-
-    fn addr(&mut self, key: &str, default: ([u8; 4], u16)) -> SocketAddr {
-        self.parse(key, |text| {
-            text.parse()
-                .map_err(|_| format!("`{text}` is not an address; write it like 127.0.0.1:9180"))
-        })
-        .unwrap_or_else(|| default.into())
-    }
-
-    fn absolute(&mut self, key: &str) -> Option<PathBuf> {
-        self.parse(key, |text| match Path::new(text) {
-            path if path.is_absolute() => Ok(path.to_owned()),
-            _ => Err(format!("`{text}` must be an absolute path")),
-        })
-    }
-
-    fn secret(&self, key: &str) -> Option<Secret> {
-        self.text(key).map(|text| Secret::new(text.to_owned()))
-    }
-}
-
 /// Makes the configuration from the file's text, the environment and what the machine has.
 ///
 /// # Errors
 /// Every problem at once, each with the name of its variable or key.
 pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, Problems> {
-    let mut problems = unknown_variables(&env);
+    let (mut problems, mut warnings) = names::unknown(&env);
     let mut services = default_services(machine);
     let file = file
         .map(|text| file::read(text, SETTINGS, &mut services, &mut problems))
@@ -235,13 +96,7 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
     });
     let cdp = cdp(&mut settings);
     let model_fallbacks = settings.text("model_fallbacks").map(str::to_owned);
-    let callback = Callback {
-        url: settings.text("callback_url").map(str::to_owned).or_else(|| {
-            env.get("WORKER_URL")
-                .map(|worker| format!("{}/_moltinit/events", worker.trim_end_matches('/')))
-        }),
-        secret: settings.secret("callback_secret"),
-    };
+    let callback = callback(&settings);
     let data_dir = settings
         .absolute("data_dir")
         .unwrap_or_else(|| "/var/lib/moltinit/data".into());
@@ -260,13 +115,13 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
         }),
     };
 
-    let secrets = settings.secrets();
+    let mask = Mask::new(settings.secrets(&services));
+    warnings.extend(too_short(&settings));
     let mut problems = settings.problems;
     problems.extend(order::check(&services));
     if !problems.is_empty() {
-        return Err(Problems(problems));
+        return Err(Problems(problems).masked(&mask));
     }
-    let mask = Mask::new(secrets);
     Ok(Config {
         store,
         state_dir,
@@ -282,48 +137,56 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
         run_dir,
         log,
         mask,
+        warnings,
         env,
         file: None,
     })
 }
 
-/// Values of the environment's variables that hold secrets, and what is secret in those that hold addresses.
-pub fn secrets(env: &Env) -> impl Iterator<Item = String> {
-    let values = SECRETS.iter().filter_map(|name| env.get(name)).map(str::to_owned);
-    let addresses = ADDRESSES.iter().filter_map(|name| env.get(name));
-    values.chain(addresses.flat_map(secrets_of_address))
+/// Every secret in the file and the environment, however wrong the rest of them is.
+pub fn secrets(file: Option<&str>, env: &Env) -> Vec<String> {
+    let (mut services, mut problems) = (Vec::new(), Vec::new());
+    let file = file
+        .map(|text| file::read(text, SETTINGS, &mut services, &mut problems))
+        .unwrap_or_default();
+    Settings { file, env, problems }.secrets(&services)
 }
 
-/// The password and the query of a URL, as they are written there.
-fn secrets_of_address(address: &str) -> Vec<String> {
-    let Ok(url) = url::Url::parse(address) else {
-        return Vec::new();
-    };
-    let query = url.query().unwrap_or_default().split('&');
-    let values = query.filter_map(|pair| Some(pair.split_once('=')?.1));
-    url.password().into_iter().chain(values).map(str::to_owned).collect()
-}
-
-fn unknown_variables(env: &Env) -> Vec<Problem> {
-    let known: Vec<String> = SETTINGS
+/// Secrets that are not struck out of what others write, and have to be said.
+fn too_short(settings: &Settings<'_>) -> Vec<Problem> {
+    let file = settings
+        .file
         .iter()
-        .map(|key| Settings::variable(key))
-        .chain(OTHER_VARIABLES.iter().map(|name| (*name).to_owned()))
-        .collect();
-    env.names()
-        .filter(|name| name.starts_with("MOLTINIT_"))
-        .filter(|name| {
-            let plain = name
-                .strip_suffix("_FILE")
-                .filter(|plain| SECRETS.contains(plain))
-                .unwrap_or(name);
-            !known.iter().any(|known| known == plain)
+        .map(|(key, text)| (names::variable(key), key.as_str(), text.as_str()));
+    let env = settings.env.iter().map(|(name, value)| (name.to_owned(), name, value));
+    file.chain(env)
+        .filter(|(variable, _, value)| {
+            names::SECRETS.contains(&variable.as_str()) && (1..SHORTEST_MASKED).contains(&value.len())
         })
-        .map(|name| {
-            let nearest = value::did_you_mean(name, known.iter().map(String::as_str));
-            Problem::new(name, format!("unknown variable{nearest}"))
+        .map(|(_, named, _)| {
+            Problem::new(
+                named,
+                format!("is shorter than {SHORTEST_MASKED} characters: too common to be struck out of logs; use a longer one"),
+            )
         })
         .collect()
+}
+
+fn callback(settings: &Settings<'_>) -> Callback {
+    let of_worker = || {
+        let worker = settings.env.get("WORKER_URL")?;
+        let url = format!("{}/_moltinit/events", worker.trim_end_matches('/'));
+        Some((url, "WORKER_URL".to_owned()))
+    };
+    let own = settings
+        .text("callback_url")
+        .map(|url| (url.to_owned(), settings.named("callback_url")));
+    let (url, named) = own.or_else(of_worker).unzip();
+    Callback {
+        url,
+        named: named.unwrap_or_else(|| names::variable("callback_url")),
+        secret: settings.secret("callback_secret"),
+    }
 }
 
 fn store(settings: &mut Settings<'_>, machine: &Machine) -> Store {
@@ -348,7 +211,7 @@ fn store(settings: &mut Settings<'_>, machine: &Machine) -> Store {
         .unwrap_or_else(|| if mounted { MOUNTED_STORE } else { LOCAL_STORE }.into());
     let instance = settings.text("instance").unwrap_or(super::DEFAULT_INSTANCE).to_owned();
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if !instance.chars().all(fits) || instance.starts_with('.') {
+    if instance.is_empty() || !instance.chars().all(fits) || instance.starts_with('.') {
         settings.problem(
             "instance",
             format!("`{instance}` must be letters, digits, `-`, `_` and `.`, not starting with `.`"),
@@ -414,9 +277,8 @@ fn cdp(settings: &mut Settings<'_>) -> Cdp {
             {
                 Ok(url.to_owned())
             }
-            other => Err(format!(
-                "`{other}` is neither worker, cloudflare, nor an http(s) or ws(s) URL"
-            )),
+            // Not quoted: it may be meant as a URL with a password in it.
+            _ => Err("it is neither worker, cloudflare, nor an http(s) or ws(s) URL".to_owned()),
         })
         .or(derived);
     for (upstream_name, needs) in [
@@ -599,6 +461,73 @@ mod tests {
         .unwrap();
         assert!(config.store.required && config.store.must_be_mount);
         assert_eq!(config.store.dir, Path::new(MOUNTED_STORE));
+    }
+
+    #[test]
+    fn a_mistake_does_not_give_a_secret_away() {
+        let service = "[[service]]\nname = \"a\"\ncommand = [\"a\"]\n";
+        for (file, env) in [
+            (Some("store_wait = \"5s\"\nkey = \"canary-unclosed\n"), ("A", "")),
+            (Some("key = canary-bare\n"), ("A", "")),
+            (Some("key = [\"canary-list\"]\n"), ("A", "")),
+            (Some("key = \"canary-twice\"\nkey = \"canary-twice\"\n"), ("A", "")),
+            (
+                None,
+                ("MOLTINIT_CDP_UPSTREAM", "htps://user:canary@host?token=canary-query"),
+            ),
+            (Some("cdp_upstream = \"canary-no-url\""), ("A", "")),
+            (None, ("MOLTINIT_KEY_FILE", "/no/canary-instead-of-a-path")),
+            (
+                Some(&format!(
+                    "{service}env = {{ API_TOKEN = \"canary-of-a-service\" }}\nrestart = \"canary-of-a-service\""
+                )),
+                ("A", ""),
+            ),
+        ] {
+            let mut env: Env = [env].into_iter().collect();
+            let mut problems = env.read_files(names::known());
+            if let Err(Problems(more)) = load(file, env, &machine()) {
+                problems.extend(more);
+            }
+            assert!(!problems.is_empty(), "{file:?}");
+            let said = format!("{} {problems:?}", Problems(problems.clone()));
+            assert!(!said.contains("canary"), "{said}");
+        }
+        let Problems(problems) = load_with(Some("log = \"info\"\n\nkey = \"canary\n"), &[]).unwrap_err();
+        assert!(problems[0].what.contains("line 3, column"), "{problems:?}");
+    }
+
+    #[test]
+    fn an_empty_secret_is_no_secret() {
+        for file in ["key = \"\"", "admin_token = \"\"", "instance = \"\""] {
+            let Problems(problems) = load_with(Some(file), &[("OPENCLAW_GATEWAY_TOKEN", "token")]).unwrap_err();
+            assert!(problems[0].to_string().contains("is empty"), "{problems:?}");
+        }
+        assert!(load_with(None, &[("MOLTINIT_KEY", "")]).unwrap().store.key.is_none());
+    }
+
+    #[test]
+    fn a_secret_that_is_too_short_to_be_masked_is_told() {
+        let config = load_with(
+            Some("callback_secret = \"x\""),
+            &[("CDP_SECRET", "12345"), ("MOLTINIT_KEY", "")],
+        )
+        .unwrap();
+        let named: Vec<_> = config.warnings.iter().map(|warning| warning.name.as_str()).collect();
+        assert_eq!(named, ["callback_secret", "CDP_SECRET"]);
+    }
+
+    #[test]
+    fn a_services_secrets_are_masked() {
+        let file = "[[service]]\nname = \"a\"\ncommand = [\"a\"]\n\
+                    env = { API_TOKEN = \"canary-token\", DB_URL = \"pg://u:canary-password@h/\", MODE = \"plain\", PIN_KEY = \"1\" }";
+        let config = load_with(Some(file), &[]).unwrap();
+        let shown = config.mask.apply(&config.written().to_string()).into_owned();
+        assert!(
+            !shown.contains("canary") && shown.contains("MODE = \"plain\""),
+            "{shown}"
+        );
+        assert!(shown.contains("PIN_KEY = \"[secret]\""), "{shown}");
     }
 
     #[test]

@@ -7,8 +7,10 @@
 pub mod env;
 mod file;
 mod load;
+mod names;
 pub mod secret;
 pub mod service;
+mod settings;
 pub mod value;
 mod written;
 
@@ -21,7 +23,10 @@ use std::{
 
 use tracing_subscriber::filter::Targets;
 
-pub use load::{MOUNTED_STORE, Machine, SANDBOX_SERVER, SECRETS, SETTINGS, load};
+pub use self::{
+    load::{MOUNTED_STORE, Machine, SANDBOX_SERVER, load},
+    names::SECRETS,
+};
 
 use self::{
     env::{Env, Problem},
@@ -57,6 +62,8 @@ pub struct Config {
     pub env: Env,
     /// Every secret value in the above.
     pub mask: Mask,
+    /// What is no mistake, but should be known.
+    pub warnings: Vec<Problem>,
     /// The file that was named, if one was.
     pub file: Option<PathBuf>,
 }
@@ -106,6 +113,8 @@ pub struct Cdp {
 #[derive(Debug, Clone)]
 pub struct Callback {
     pub url: Option<String>,
+    /// What the URL was given as, or could have been.
+    pub named: String,
     pub secret: Option<Secret>,
 }
 
@@ -136,6 +145,65 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
+impl Problems {
+    /// The same, but for the secrets that they quote.
+    fn masked(mut self, mask: &Mask) -> Problems {
+        for Problem { name, what } in &mut self.0 {
+            *name = mask.apply(name).into_owned();
+            *what = mask.apply(what).into_owned();
+        }
+        self
+    }
+}
+
+/// Where a configuration is read from.
+struct Sources {
+    env: Env,
+    /// The file that was named, if one was.
+    named: Option<PathBuf>,
+    file: Option<String>,
+    problems: Vec<Problem>,
+}
+
+impl Sources {
+    fn of_process(file: Option<&Path>) -> Sources {
+        let env = Env::of_process();
+        let named = file
+            .map(Path::to_owned)
+            .or_else(|| env.get("MOLTINIT_CONFIG").map(PathBuf::from));
+        Sources::read(env, named)
+    }
+
+    fn read(mut env: Env, named: Option<PathBuf>) -> Sources {
+        const DEFAULT_FILE: &str = "/etc/moltinit/moltinit.toml";
+        let mut problems = env.read_files(names::known());
+        let path = named.clone().unwrap_or_else(|| DEFAULT_FILE.into());
+        let file = match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => None,
+            Err(error) => {
+                problems.push(Problem::new(
+                    path.display().to_string(),
+                    format!("cannot read this file: {error}"),
+                ));
+                None
+            }
+        };
+        Sources {
+            env,
+            named,
+            file,
+            problems,
+        }
+    }
+}
+
+/// Every secret that this process was given, however wrong the rest of its configuration is.
+pub fn mask(file: Option<&Path>) -> Mask {
+    let sources = Sources::of_process(file);
+    Mask::new(load::secrets(sources.file.as_deref(), &sources.env))
+}
+
 impl Config {
     /// A local directory, the same at every boot of a disk, for what is half-way: a restore's journal, a commit's spool.
     /// Beside the data, since a restore puts another in the data's place.
@@ -151,11 +219,7 @@ impl Config {
     /// # Errors
     /// Every problem at once; exit code 78.
     pub fn from_process(file: Option<&Path>) -> Result<Config, Problems> {
-        let env = Env::of_process();
-        let named = file
-            .map(Path::to_owned)
-            .or_else(|| env.get("MOLTINIT_CONFIG").map(PathBuf::from));
-        Config::read(env, named)
+        Config::of(Sources::of_process(file))
     }
 
     /// This configuration with what another environment says over its own, as far as it may be said late: keys, the
@@ -164,12 +228,12 @@ impl Config {
     /// # Errors
     /// Every problem at once.
     pub fn late(&self, mut over: Env) -> Result<Config, Problems> {
-        let problems = over.read_files(SECRETS);
-        self.mask.add(load::secrets(&over));
+        let problems = over.read_files(names::known());
+        self.mask.add(names::secrets_of(&over));
         if !problems.is_empty() {
             return Err(Problems(problems));
         }
-        let late = Config::read(self.env.clone().overlaid(&over), self.file.clone())?;
+        let late = Config::of(Sources::read(self.env.clone().overlaid(&over), self.file.clone()))?;
         Ok(Config {
             admin_token: late.admin_token,
             cdp: late.cdp,
@@ -180,23 +244,13 @@ impl Config {
         })
     }
 
-    fn read(mut env: Env, named: Option<PathBuf>) -> Result<Config, Problems> {
-        const DEFAULT_FILE: &str = "/etc/moltinit/moltinit.toml";
-        let mut problems = env.read_files(SECRETS);
-        let path = named.clone().unwrap_or_else(|| DEFAULT_FILE.into());
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => Some(text),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => None,
-            Err(error) => {
-                problems.push(Problem::new(
-                    path.display().to_string(),
-                    format!("cannot read this file: {error}"),
-                ));
-                None
-            }
-        };
-        match load(text.as_deref(), env, &Machine::look()) {
-            Ok(config) if problems.is_empty() => Ok(Config { file: named, ..config }),
+    fn of(sources: Sources) -> Result<Config, Problems> {
+        let mut problems = sources.problems;
+        match load(sources.file.as_deref(), sources.env, &Machine::look()) {
+            Ok(config) if problems.is_empty() => Ok(Config {
+                file: sources.named,
+                ..config
+            }),
             Ok(_) => Err(Problems(problems)),
             Err(Problems(more)) => {
                 problems.extend(more);

@@ -36,7 +36,7 @@ impl<T> fmt::Debug for Secret<T> {
 }
 
 /// Shorter values (`on`, `1234`) would mask half of every log line.
-const SHORTEST_MASKED: usize = 6;
+pub const SHORTEST_MASKED: usize = 6;
 
 /// Every secret value known to this process, to be struck out of text that others wrote. All clones know the same.
 #[derive(Clone, Default)]
@@ -53,9 +53,10 @@ impl Mask {
     pub fn add(&self, secrets: impl IntoIterator<Item = String>) {
         // One of several lines (a private key) is met line by line.
         let lines = |secret: String| secret.lines().map(str::to_owned).collect::<Vec<_>>();
+        let lines = secrets.into_iter().flat_map(lines);
+        let masked = lines.filter(|secret| secret.len() >= SHORTEST_MASKED);
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        known.extend(secrets.into_iter().flat_map(lines));
-        known.retain(|secret| secret.len() >= SHORTEST_MASKED);
+        known.extend(masked.flat_map(|secret| forms(&secret)));
         // Longest first, so that a secret which contains another is struck out whole.
         known.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         known.dedup();
@@ -71,6 +72,17 @@ impl Mask {
         }
         masked
     }
+}
+
+/// A secret as it is, and as it is written within a URL, a JSON text, and a JSON text within another.
+fn forms(secret: &str) -> Vec<String> {
+    let quoted = |text: &str| {
+        let quoted = serde_json::to_string(text).expect("a string");
+        quoted[1..quoted.len() - 1].to_owned()
+    };
+    let json = quoted(secret);
+    let form: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+    vec![secret.to_owned(), quoted(&json), json, form.replace('+', "%20"), form]
 }
 
 impl fmt::Debug for Mask {
@@ -96,6 +108,27 @@ mod tests {
     fn a_secret_of_several_lines_is_struck_out_of_each() {
         let mask = Mask::new(["-----BEGIN KEY-----\nc2VjcmV0\n".to_owned()]);
         assert_eq!(mask.apply("key: c2VjcmV0"), "key: [secret]");
+    }
+
+    #[test]
+    fn a_secret_is_struck_out_however_it_is_written() {
+        let secret = "c\"a\\n a+r/y";
+        let mask = Mask::new([secret.to_owned()]);
+        let json = serde_json::json!({ "key": secret }).to_string();
+        for text in [
+            secret,
+            &json,
+            &serde_json::json!({ "message": json }).to_string(),
+            &format!("{:?}", Some(secret)),
+            "c%22a%5Cn%20a%2Br%2Fy",
+            "c%22a%5Cn+a%2Br%2Fy",
+        ] {
+            let masked = mask.apply(text);
+            assert!(
+                masked.contains("[secret]") && !masked.contains("y") | masked.contains("key"),
+                "{masked}"
+            );
+        }
     }
 
     #[test]

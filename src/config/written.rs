@@ -5,7 +5,7 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::{
-    Config,
+    Config, names,
     service::{Check, OnCrashLoop, Probe, Restart, Service},
 };
 
@@ -103,10 +103,10 @@ fn service(service: &Service) -> Table {
             ])),
         ),
     ]);
-    let env = service
-        .env
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.clone().into()));
+    let env = service.env.iter().map(|(name, value)| {
+        let shown = if names::is_secret(name) { MASKED } else { value };
+        (name.as_str(), shown.into())
+    });
     let optional = [
         ("ready", service.ready.as_ref().map(probe)),
         ("live", service.live.as_ref().map(probe)),

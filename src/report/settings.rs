@@ -55,7 +55,7 @@ impl Settings {
     pub fn of(config: &Config) -> Result<Settings, Problem> {
         let callback = match (&config.callback.url, &config.callback.secret) {
             (Some(url), Some(secret)) => Some(Callback {
-                url: callback_url(url).map_err(|what| Problem::new("MOLTINIT_CALLBACK_URL", what))?,
+                url: callback_url(url).map_err(|what| Problem::new(&config.callback.named, what))?,
                 key: SigningKey::parse(secret)
                     .map_err(|error| Problem::new("MOLTINIT_CALLBACK_SECRET", error.to_string()))?,
             }),
