@@ -2,15 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures_util::{
-    FutureExt, StreamExt,
-    stream::{self, BoxStream},
-};
+use futures_util::{FutureExt, StreamExt, stream::BoxStream};
 
 use super::{keeper::Keeper, late::Late};
 use crate::{
     gateway::{Gateway, rpc::RpcError},
-    report::control::{Action, Answer, Control, Devices, LogLine, Refusal, Stream},
+    report::control::{Action, Answer, Control, Devices, LogLine, Piece, Refusal, Stream},
     state::model::{CommitId, Meta},
     supervise::{self, CommandError, Followed, Handle, Line},
 };
@@ -70,10 +67,10 @@ impl Control for Commands {
         std::future::ready(shown).boxed()
     }
 
-    fn follow(&self, service: &str, count: usize) -> Answer<BoxStream<'static, LogLine>> {
+    fn follow(&self, service: &str, count: usize) -> Answer<BoxStream<'static, Piece>> {
         let followed = self.services.follow(service, count).map_err(refusal);
-        let lines = followed.map(|followed| followed.flat_map(|piece| stream::iter(told(&piece))).boxed());
-        std::future::ready(lines).boxed()
+        let pieces = followed.map(|followed| followed.map(|piece| told(&piece)).boxed());
+        std::future::ready(pieces).boxed()
     }
 
     fn snapshots(&self) -> Answer<Vec<Meta>> {
@@ -139,9 +136,9 @@ fn shown(line: &Line) -> LogLine {
     }
 }
 
-fn told(piece: &Followed) -> Option<LogLine> {
+fn told(piece: &Followed) -> Piece {
     match piece {
-        Followed::Line(line) => Some(shown(line)),
-        Followed::Missed(_) => None,
+        Followed::Line(line) => Piece::Line(shown(line)),
+        Followed::Missed(missed) => Piece::Missed { missed: *missed },
     }
 }

@@ -72,7 +72,7 @@ impl Keeper {
         let history = self.running()?.history;
         let listed = tokio::task::spawn_blocking(move || history.list()).await;
         let listed = listed.map_err(|error| Refusal::Failed(error.to_string()))?;
-        let (listed, _) = listed.map_err(|error| Refusal::Unavailable(error.to_string()))?;
+        let (listed, _) = listed.map_err(|error| Refusal::Store(error.to_string()))?;
         Ok(listed.into_iter().map(|listed| listed.meta).collect())
     }
 
@@ -82,7 +82,7 @@ impl Keeper {
         let newest = engine
             .commit_now()
             .await
-            .map_err(|error| Refusal::Unavailable(error.to_string()))?;
+            .map_err(|error| Refusal::Store(error.to_string()))?;
         newest.ok_or_else(|| Refusal::NotFound("there is nothing to commit: the state is empty".into()))
     }
 
@@ -134,8 +134,7 @@ impl Keeper {
     }
 
     fn running(&self) -> Result<Running, Refusal> {
-        let missing =
-            || Refusal::Unavailable("the store is not there yet, or the state is still being restored".into());
+        let missing = || Refusal::Store("the store is not there yet, or the state is still being restored".into());
         self.running.borrow().clone().ok_or_else(missing)
     }
 }

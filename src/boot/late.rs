@@ -35,7 +35,7 @@ impl Late {
             let over: Env = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
             Checked::of(known.late(over)?)
         };
-        let conflict = |problems: Problems| Refusal::Conflict(problems.to_string());
+        let wrong = |problems: Problems| Refusal::Configuration(problems.to_string());
         // It may read files.
         let checked = tokio::task::spawn_blocking(checked).await;
         let Checked {
@@ -44,8 +44,8 @@ impl Late {
             upstream,
         } = checked
             .map_err(|error| Refusal::Failed(error.to_string()))?
-            .map_err(conflict)?;
-        let renew = self.gateway.reconfigure(&config).map_err(conflict)?;
+            .map_err(wrong)?;
+        let renew = self.gateway.reconfigure(&config).map_err(wrong)?;
         self.report.send_replace(settings);
         if let Some(upstream) = upstream {
             self.open(upstream).await;

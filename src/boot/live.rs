@@ -46,7 +46,7 @@ impl Live {
             Ok(before) => before.map(|meta| meta.id),
             Err(error) => {
                 self.start().await.map_err(failed)?;
-                return Err(Refusal::Unavailable(format!(
+                return Err(Refusal::Store(format!(
                     "the state of now cannot be committed, so it stays: {error}"
                 )));
             }
@@ -119,7 +119,7 @@ fn unreadable(error: ReadError) -> Refusal {
     let why = error.to_string();
     match error {
         ReadError::Store(error) if error.is_not_found() => Refusal::NotFound(why),
-        ReadError::Store(_) => Refusal::Unavailable(why),
+        ReadError::Store(_) => Refusal::Store(why),
         _ => Refusal::Failed(why),
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Subcommand;
 
-use super::failure::Failure;
+use super::{failure::Failure, show};
 use crate::boot::Checked;
 
 /// The configuration
@@ -21,10 +21,14 @@ impl Config {
         let config = crate::config::Config::from_process(file)?;
         match self {
             Config::Check => {
+                let warnings = config.warnings.clone();
                 Checked::of(config)?;
-                println!("the configuration is sound");
+                for warning in warnings {
+                    show::remark(&format!("warning: {warning}"));
+                }
+                show::line(format_args!("the configuration is sound"))?;
             }
-            Config::Show => print!("{}", config.mask.apply(&config.written().to_string())),
+            Config::Show => show::text(&config.mask.apply(&config.written().to_string()))?,
         }
         Ok(())
     }

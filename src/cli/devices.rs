@@ -51,8 +51,7 @@ async fn approve(client: &Client, id: &str) -> Result<(), Failure> {
     client
         .post::<Value>(&format!("/devices/{}/approve", escaped(id)), None::<&Value>)
         .await?;
-    println!("approved {id}");
-    Ok(())
+    Ok(show::line(format_args!("approved {id}"))?)
 }
 
 async fn list(client: &Client, json: bool) -> Result<(), Failure> {

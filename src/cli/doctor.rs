@@ -1,6 +1,9 @@
 //! `moltinit doctor`: one line a check.
 
-use std::{io::IsTerminal, path::Path};
+use std::{
+    io::{self, IsTerminal},
+    path::Path,
+};
 
 use clap::Args;
 
@@ -26,7 +29,9 @@ impl Doctor {
             show::json(&findings)?;
         } else {
             let colour = std::io::stdout().is_terminal();
-            findings.iter().for_each(|finding| print(finding, colour));
+            for finding in &findings {
+                print(finding, colour)?;
+            }
         }
         match findings
             .iter()
@@ -39,7 +44,7 @@ impl Doctor {
     }
 }
 
-fn print(finding: &Finding, colour: bool) {
+fn print(finding: &Finding, colour: bool) -> io::Result<()> {
     let (word, number) = match finding.verdict {
         Verdict::Fine => ("ok", 32),
         Verdict::Doubtful => ("warning", 33),
@@ -51,5 +56,5 @@ fn print(finding: &Finding, colour: bool) {
     } else {
         word
     };
-    println!("{word} {:<15} {}", finding.check, finding.said);
+    show::line(format_args!("{word} {:<15} {}", finding.check, finding.said))
 }

@@ -45,7 +45,9 @@ impl From<anyhow::Error> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Failure {
-        Failure::new(1, error)
+        // Whoever reads what is said has heard enough.
+        let code = i32::from(error.kind() != std::io::ErrorKind::BrokenPipe);
+        Failure::new(code, error)
     }
 }
 

@@ -47,9 +47,10 @@ impl Import {
             &Progress::default(),
         )?;
         let (info, _) = history.info(id)?;
-        println!("{id}: {} files, {}", info.meta.files, show::bytes(info.meta.bytes));
+        let (files, bytes) = (info.meta.files, show::bytes(info.meta.bytes));
+        show::line(format_args!("{id}: {files} files, {bytes}"))?;
         for warning in info.meta.warnings {
-            eprintln!("{warning}");
+            show::remark(&warning);
         }
         Ok(())
     }

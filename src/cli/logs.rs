@@ -1,14 +1,14 @@
 //! `moltinit logs`: what the services wrote.
 
-use std::path::Path;
+use std::{io, path::Path};
 
 use clap::Args;
 use futures_util::{StreamExt, stream};
 
-use super::{failure::Failure, talk::talk};
+use super::{failure::Failure, show, talk::talk};
 use crate::report::{
     client::{Client, Lines, escaped},
-    control::LogLine,
+    control::Piece,
     status::Status,
 };
 
@@ -38,22 +38,24 @@ impl Logs {
         // With one service its name on every line would say nothing.
         let named = services.len() > 1;
         if !self.follow {
+            let mut all = Vec::new();
             for service in services {
-                let lines: Lines = client.get(&self.path(&service, "")).await?;
-                lines
-                    .lines
-                    .iter()
-                    .for_each(|line| print(named.then_some(&service), line));
+                let found: Lines = client.get(&self.path(&service, "")).await?;
+                all.extend(found.lines.into_iter().map(|line| (service.clone(), line)));
+            }
+            all.sort_by_key(|(_, line)| line.time);
+            for (service, line) in all {
+                print(named.then_some(&service), &Piece::Line(line))?;
             }
             return Ok(());
         }
         let mut all = stream::SelectAll::new();
         for service in services {
-            let lines = client.follow::<LogLine>(&self.path(&service, "&follow=1")).await?;
-            all.push(lines.map(move |line| (service.clone(), line)));
+            let pieces = client.follow::<Piece>(&self.path(&service, "&follow=1")).await?;
+            all.push(pieces.map(move |piece| (service.clone(), piece)));
         }
-        while let Some((service, line)) = all.next().await {
-            print(named.then_some(&service), &line?);
+        while let Some((service, piece)) = all.next().await {
+            print(named.then_some(&service), &piece?)?;
         }
         Ok(())
     }
@@ -63,10 +65,14 @@ impl Logs {
     }
 }
 
-fn print(service: Option<&String>, line: &LogLine) {
-    let time = line.time.strftime("%H:%M:%S%.3f");
-    match service {
-        Some(service) => println!("{time} {service:>10} | {}", line.text),
-        None => println!("{time} {}", line.text),
+fn print(service: Option<&String>, piece: &Piece) -> io::Result<()> {
+    let name = service.map_or_else(String::new, |service| format!("{service:>10} | "));
+    match piece {
+        Piece::Line(line) => show::line(format_args!(
+            "{} {name}{}",
+            line.time.strftime("%H:%M:%S%.3f"),
+            line.text
+        )),
+        Piece::Missed { missed } => show::line(format_args!("{name}[{missed} lines missed]")),
     }
 }

@@ -26,6 +26,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use self::failure::Failure;
+use crate::config;
 
 /// PID 1 for a personal AI agent in a container that may vanish: restores its state, keeps its gateway alive,
 /// snapshots every change.
@@ -87,8 +88,11 @@ pub fn main() -> ExitCode {
         Command::Doctor(doctor) => doctor.run(file).map(|()| 0),
     };
     let code = done.unwrap_or_else(|Failure { code, error }| {
-        // PID 1 with a closed stderr ends with its code all the same.
-        let _ = writeln!(std::io::stderr(), "moltinit: {}", failure::whole(&error));
+        if code != 0 {
+            let said = failure::whole(&error);
+            // PID 1 with a closed stderr ends with its code all the same.
+            let _ = writeln!(std::io::stderr(), "moltinit: {}", config::mask(file).apply(&said));
+        }
         code
     });
     ExitCode::from(u8::try_from(code).unwrap_or(1))

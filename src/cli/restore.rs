@@ -77,11 +77,10 @@ fn write(history: &History, id: CommitId, dir: &Path) -> Result<(), Failure> {
         work.join()
     });
     let placed = done.map_err(|_| anyhow::anyhow!("the restore ended in a panic; this is a bug"))??;
-    println!(
+    Ok(show::line(format_args!(
         "{id}: {} files, {} in {}",
         placed.files,
         show::bytes(placed.bytes),
         dir.display()
-    );
-    Ok(())
+    ))?)
 }

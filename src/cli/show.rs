@@ -1,8 +1,29 @@
-//! How things are shown: JSON for programs, aligned columns for people.
+//! How things are shown: JSON for programs, aligned columns for people. Everything for stdout goes through here: the
+//! end of a pipe (`| head`) is an error like any other, and [no failure](super::failure).
 
-use std::io::{self, Write};
+use std::{
+    fmt,
+    io::{self, Write},
+};
 
 use serde::Serialize;
+
+/// One line.
+pub fn line(text: fmt::Arguments<'_>) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{text}")
+}
+
+/// A remark beside the result, which has stdout to itself.
+pub fn remark(remark: &str) {
+    let _ = writeln!(io::stderr(), "moltinit: {remark}");
+}
+
+/// A text of several lines.
+pub fn text(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
 
 /// One JSON value and nothing else.
 pub fn json(value: &impl Serialize) -> io::Result<()> {

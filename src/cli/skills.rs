@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Subcommand;
 
-use super::failure::Failure;
+use super::{failure::Failure, show};
 use crate::{
     browser::skill::{self, Outcome},
     config::Config,
@@ -26,11 +26,11 @@ impl Skills {
         let directory = skill::directory(&workspace);
         let directory = directory.display();
         match outcome {
-            Outcome::Installed => println!("installed {directory}"),
-            Outcome::UpToDate => println!("{directory} is up to date"),
-            Outcome::Kept(path) => println!(
+            Outcome::Installed => show::line(format_args!("installed {directory}"))?,
+            Outcome::UpToDate => show::line(format_args!("{directory} is up to date"))?,
+            Outcome::Kept(path) => show::line(format_args!(
                 "kept {directory} as it is: {path} has been changed; move the directory away to have it installed anew"
-            ),
+            ))?,
         }
         Ok(())
     }

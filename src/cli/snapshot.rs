@@ -102,8 +102,8 @@ fn now(json: bool, file: Option<&Path>) -> Result<(), Failure> {
     if json {
         return Ok(show::json(&meta)?);
     }
-    println!("{}: {} files, {}", meta.id, meta.files, show::bytes(meta.bytes));
-    Ok(())
+    let (files, bytes) = (meta.files, show::bytes(meta.bytes));
+    Ok(show::line(format_args!("{}: {files} files, {bytes}", meta.id))?)
 }
 
 fn list(place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
@@ -137,7 +137,7 @@ fn list(place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
     });
     show::table(&[titles].into_iter().chain(rows).collect::<Vec<_>>())?;
     for problem in problems {
-        tell(&format!("{} is no snapshot: {}", problem.object, problem.why));
+        show::remark(&format!("{} is no snapshot: {}", problem.object, problem.why));
     }
     Ok(())
 }
@@ -163,7 +163,7 @@ fn files(which: &Which, place: Where, json: bool, file: Option<&Path>) -> Result
     });
     show::table(&rows.collect::<Vec<_>>())?;
     for warning in &info.meta.warnings {
-        tell(warning);
+        show::remark(warning);
     }
     Ok(())
 }
@@ -188,8 +188,14 @@ fn check(which: &Which, all: bool, place: Where, json: bool, file: Option<&Path>
     if json {
         show::json(&json!({ "checked": ids, "flaws": flaws }))?;
     } else {
-        flaws.iter().for_each(|flaw| println!("{flaw}"));
-        println!("{} snapshot(s) checked, {} flaw(s)", ids.len(), flaws.len());
+        for flaw in &flaws {
+            show::line(format_args!("{flaw}"))?;
+        }
+        show::line(format_args!(
+            "{} snapshot(s) checked, {} flaw(s)",
+            ids.len(),
+            flaws.len()
+        ))?;
     }
     if flaws.is_empty() {
         Ok(())
@@ -204,13 +210,12 @@ fn prune(place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
     if json {
         return Ok(show::json(&pruned)?);
     }
-    println!(
+    Ok(show::line(format_args!(
         "{} snapshots kept, {} objects removed, {} freed",
         pruned.kept,
         pruned.removed,
         show::bytes(pruned.freed)
-    );
-    Ok(())
+    ))?)
 }
 
 fn changes(old: &str, new: &str, place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
@@ -268,10 +273,4 @@ fn described(path: &[u8], entry: &Entry) -> serde_json::Value {
         "gid": entry.gid,
         "mtime_ns": entry.mtime_ns,
     })
-}
-
-/// A remark beside the result, which has stdout to itself.
-fn tell(remark: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "moltinit: {remark}");
 }

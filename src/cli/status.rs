@@ -21,7 +21,6 @@ impl Status {
         if self.json {
             return Ok(show::json(&status)?);
         }
-        print!("{}", table::render(&status, std::io::stdout().is_terminal()));
-        Ok(())
+        Ok(show::text(&table::render(&status, std::io::stdout().is_terminal()))?)
     }
 }

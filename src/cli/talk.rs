@@ -2,12 +2,12 @@
 
 use std::{future::Future, path::Path};
 
-use super::failure::Failure;
+use super::failure::{CONFIG, Failure, UNAVAILABLE};
 use crate::{
     config::Config,
     report::{
         SOCKET,
-        client::{Client, ClientError, Operation, Outcome},
+        client::{Client, ClientError, Kind, Operation, Outcome},
     },
 };
 
@@ -27,7 +27,10 @@ pub fn done(operation: &Operation) -> Result<(), Failure> {
     match operation.outcome {
         Outcome::Failed => {
             let why = operation.why.as_deref().unwrap_or("no reason was given");
-            Err(anyhow::anyhow!("{}: {why}", operation.what).into())
+            Err(Failure::new(
+                code(operation.kind),
+                anyhow::anyhow!("{}: {why}", operation.what),
+            ))
         }
         _ => Ok(()),
     }
@@ -35,6 +38,18 @@ pub fn done(operation: &Operation) -> Result<(), Failure> {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Failure {
-        Failure::new(1, error)
+        let code = match &error {
+            ClientError::Refused(problem) => code(problem.kind),
+            _ => 1,
+        };
+        Failure::new(code, error)
+    }
+}
+
+fn code(kind: Kind) -> i32 {
+    match kind {
+        Kind::Plain => 1,
+        Kind::Store => UNAVAILABLE,
+        Kind::Configuration => CONFIG,
     }
 }

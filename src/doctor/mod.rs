@@ -70,7 +70,8 @@ pub async fn examine(config: Config) -> Vec<Finding> {
     let mask = config.mask.clone();
     let client = Client::unix(&config.run_dir.join(SOCKET));
     let status = client.get::<Status>("/status").await;
-    let runs = status.is_ok();
+    // One that is stopped, or another user's, has its ports all the same.
+    let runs = !matches!(status, Err(ClientError::NotRunning { .. }));
     let (mount, store) = (config.store.clone(), config.store.clone());
     let (mount, store, ports, (worker, clock), browser) = tokio::join!(
         patiently("mount", move || local::mount(&mount)),
@@ -112,6 +113,8 @@ fn supervisor(status: Result<Status, ClientError>) -> Finding {
                 path.display()
             ),
         ),
+        Err(error @ ClientError::Denied { .. }) => Finding::doubtful(CHECK, error.to_string()),
+        Err(error @ ClientError::Silent { .. }) => Finding::bad(CHECK, error.to_string()),
         Err(error) => Finding::bad(CHECK, format!("{error}; restart it")),
     }
 }

@@ -1,6 +1,10 @@
 //! The other end of the control socket, for the command line.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -8,7 +12,7 @@ use http_body_util::{BodyExt, BodyStream, Full};
 use hyper::{
     Method, Request, Response,
     body::Incoming,
-    client::conn::http1,
+    client::conn::http1::{self, SendRequest},
     header::{CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
@@ -16,7 +20,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-pub use super::http::{Attach, Attached, Events, Lines, Operation, Outcome, Problem, Snapshots};
+pub use super::http::{Attach, Attached, Events, Kind, Lines, Operation, Outcome, Problem, Snapshots};
+
+/// A supervisor that has not even said that it lives in this time is stopped or stuck.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was asked for did not come.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +34,17 @@ pub enum ClientError {
         path.display()
     )]
     NotRunning { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{} may not be opened by this user; ask as the user that moltinit runs as",
+        path.display()
+    )]
+    Denied { path: PathBuf },
+    #[error(
+        "moltinit does not answer on {} within {} s: it is stopped, or stuck; see its process and its log",
+        path.display(),
+        PATIENCE.as_secs()
+    )]
+    Silent { path: PathBuf },
     /// It said no.
     #[error("{}", .0.detail)]
     Refused(Problem),
@@ -93,20 +111,35 @@ impl Client {
             .boxed())
     }
 
+    /// A connection to a supervisor that lives. Whatever is asked for may take its time from here on.
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+        let path = || self.socket.clone();
+        let reach = async {
+            let stream = UnixStream::connect(&self.socket)
+                .await
+                .map_err(|source| match source.kind() {
+                    ErrorKind::PermissionDenied => ClientError::Denied { path: path() },
+                    _ => ClientError::NotRunning { path: path(), source },
+                })?;
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            let probe = Request::get("/healthz").header(HOST, "moltinit").body(Full::default());
+            let answer = sender.send_request(probe.expect("it is all constant")).await?;
+            answer.into_body().collect().await?;
+            sender.ready().await?;
+            Ok(sender)
+        };
+        let reached = tokio::time::timeout(PATIENCE, reach).await;
+        reached.unwrap_or_else(|_| Err(ClientError::Silent { path: path() }))
+    }
+
     async fn send(
         &self,
         method: Method,
         path: &str,
         body: Option<&(impl Serialize + Sync)>,
     ) -> Result<Response<Incoming>, ClientError> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| ClientError::NotRunning {
-                path: self.socket.clone(),
-                source,
-            })?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
+        let mut sender = self.connect().await?;
         let mut request = Request::builder().method(method).uri(path).header(HOST, "moltinit");
         let body = match body {
             Some(body) => {

@@ -21,6 +21,12 @@ pub enum Refusal {
     /// It cannot be done just now; asking again later may help.
     #[error("{0}")]
     Unavailable(String),
+    /// The store is not there, or does not answer.
+    #[error("{0}")]
+    Store(String),
+    /// The configuration that came with it is wrong; every problem by name.
+    #[error("{0}")]
+    Configuration(String),
     /// It was tried and failed.
     #[error("{0}")]
     Failed(String),
@@ -43,6 +49,17 @@ pub struct LogLine {
     pub time: Timestamp,
     pub stream: Stream,
     pub text: String,
+}
+
+/// What comes of following a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Piece {
+    Line(LogLine),
+    /// So many lines came faster than they were read, and are gone.
+    Missed {
+        missed: u64,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +98,7 @@ pub trait Control: Send + Sync + 'static {
     fn logs(&self, service: &str, count: usize) -> Answer<Vec<LogLine>>;
 
     /// The last `count` lines of a service, then every new one as it comes.
-    fn follow(&self, service: &str, count: usize) -> Answer<BoxStream<'static, LogLine>>;
+    fn follow(&self, service: &str, count: usize) -> Answer<BoxStream<'static, Piece>>;
 
     /// Every commit there is, oldest first.
     fn snapshots(&self) -> Answer<Vec<Meta>>;

@@ -1,12 +1,19 @@
 //! The commands, against a running supervisor and without one.
 
-use std::{fs, process::Output};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::UnixListener,
+    process::{Child, Command, Output, Stdio},
+};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::{
     PATIENCE,
-    container::{Disk, stand_in},
+    container::{Disk, stand_in, with_gateway},
+    eventually,
 };
 
 fn run(disk: &Disk, args: &[&str]) -> Output {
@@ -44,6 +51,168 @@ fn services_are_shown_and_told() {
         String::from_utf8_lossy(&unknown.stderr).contains("gateway"),
         "the nearest name is offered"
     );
+}
+
+/// Ends what it follows for ever.
+struct Running(Child);
+
+impl Running {
+    fn start(mut command: Command) -> Running {
+        Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_end_of_a_pipe_is_the_end_and_no_failure() {
+    let disk = Disk::new();
+    let container = with_gateway(&disk, &disk.path("store"), r#"["yes", "a line"]"#);
+    container.wait_for("/readyz", PATIENCE);
+    for args in [
+        &["logs", "gateway", "-f"][..],
+        &["logs", "-n", "10000"],
+        &["status"],
+        &["doctor"],
+        &["config", "show"],
+    ] {
+        let mut running = Running::start(disk.command(args));
+        // As `head` does when it has seen enough; before a word is said, for the commands that say little.
+        let mut out = BufReader::new(running.0.stdout.take().unwrap());
+        if args[0] == "logs" {
+            out.read_line(&mut String::new()).unwrap();
+        }
+        drop(out);
+        let code = eventually(args.join(" "), PATIENCE, || running.0.try_wait().unwrap()).code();
+        let mut said = String::new();
+        running.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(code == Some(0) && said.is_empty(), "{args:?}: {code:?} {said}");
+    }
+}
+
+#[test]
+fn a_log_is_followed_across_a_restart_and_what_is_missed_is_said() {
+    let disk = Disk::new();
+    let line = |text: &str| {
+        let mut file = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(disk.path("lines"))
+            .unwrap();
+        writeln!(file, "{text}").unwrap();
+    };
+    line("first");
+    let tail = format!(r#"["tail", "-n", "1", "-f", "{}"]"#, disk.path("lines").display());
+    let container = with_gateway(&disk, &disk.path("store"), &tail);
+    container.wait_for("/readyz", PATIENCE);
+    let mut running = Running::start(disk.command(&["logs", "gateway", "-f"]));
+    let mut out = BufReader::new(running.0.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    let mut until = |text: &str| {
+        out.find(|line| line.contains(text))
+            .unwrap_or_else(|| panic!("no {text}"))
+    };
+    until("first");
+    line("second");
+    until("second");
+    run(&disk, &["restart", "gateway", "--wait"]);
+    until("second");
+    line("third");
+    until("third");
+    // Far more at once than a slow reader keeps up with: it reads nothing until all of it is written.
+    let many: String = (0..400_000)
+        .map(|number| format!("number {number} of many\n"))
+        .collect();
+    fs::File::options()
+        .append(true)
+        .open(disk.path("lines"))
+        .unwrap()
+        .write_all(many.as_bytes())
+        .unwrap();
+    eventually("the last of many", PATIENCE, || {
+        text(&disk, &["logs", "gateway", "-n", "1"])
+            .contains("number 399999 of many")
+            .then_some(())
+    });
+    until(" lines missed]");
+    until("number 399999 of many");
+}
+
+#[test]
+fn why_a_command_cannot_be_done_is_said_by_its_code() {
+    let disk = Disk::new();
+    let code = |args: &[&str], said: &str| {
+        let output = disk.command(args).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains(said), "{args:?}: {error}");
+        output.status.code()
+    };
+    assert_eq!(code(&["status"], "no moltinit is running"), Some(1));
+    // A store that is required and not there.
+    let store = disk.path("store");
+    fs::write(&store, "no directory").unwrap();
+    let container = stand_in(&disk, &store);
+    container.wait_for("/healthz", PATIENCE);
+    assert_eq!(code(&["snapshot", "now"], "the store is not there"), Some(69));
+    let id = format!("{}-1", ulid::Ulid::nil());
+    let restore = container.post(&format!("/snapshots/{id}/restore")).unwrap().json();
+    assert_eq!(restore["type"], "urn:moltinit:problem:store", "{restore}");
+
+    container.signal(Signal::SIGSTOP);
+    assert_eq!(code(&["status"], "does not answer"), Some(1));
+    assert_eq!(code(&["snapshot", "now"], "does not answer"), Some(1));
+    let output = disk.command(&["doctor"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains("supervisor") && said.contains("does not answer"),
+        "{said}"
+    );
+    container.signal(Signal::SIGCONT);
+
+    // One of another user's: a directory that this one may not even look into.
+    fs::create_dir_all(disk.path("other")).unwrap();
+    drop(UnixListener::bind(disk.path("other/control.sock")).unwrap());
+    let mut as_nobody = Command::new("setpriv");
+    let chmod = |path: &str, mode: &str| {
+        assert!(
+            Command::new("chmod")
+                .arg(mode)
+                .arg(disk.path(path))
+                .status()
+                .unwrap()
+                .success()
+        );
+    };
+    chmod(".", "755");
+    chmod("other", "700");
+    let output = as_nobody
+        .args(["--reuid=65534", "--clear-groups", crate::support::MOLTINIT, "status"])
+        .env_clear()
+        .env("MOLTINIT_RUN_DIR", disk.path("other"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("may not be opened by this user"), "{said}");
+}
+
+#[test]
+fn an_examination_is_a_document_too() {
+    let disk = Disk::new();
+    let container = stand_in(&disk, &disk.path("store"));
+    container.wait_for("/readyz", PATIENCE);
+    let output = disk.command(&["doctor", "--json"]).output().unwrap();
+    let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = findings.as_array().unwrap();
+    let of = |check: &str| findings.iter().find(|finding| finding["check"] == check).unwrap();
+    assert_eq!(of("supervisor")["verdict"], "fine");
+    assert_eq!(of("store")["verdict"], "fine");
+    assert!(of("gateway")["said"].is_string());
 }
 
 #[test]

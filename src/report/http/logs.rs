@@ -52,8 +52,8 @@ pub async fn logs(
         let lines = shared.control.logs(&name, count).await?;
         return Ok(Json(Lines { lines }).into_response());
     }
-    let lines = shared.control.follow(&name, count).await?;
-    let events = lines.map(|line| Ok::<_, Infallible>(Event::default().json_data(line).expect("plain data")));
+    let pieces = shared.control.follow(&name, count).await?;
+    let events = pieces.map(|piece| Ok::<_, Infallible>(Event::default().json_data(piece).expect("plain data")));
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     Ok(Sse::new(events).keep_alive(keep_alive).into_response())
 }

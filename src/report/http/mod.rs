@@ -23,7 +23,7 @@ pub use self::{
     events::Events,
     logs::Lines,
     operations::{Operation, Outcome},
-    problem::Problem,
+    problem::{Kind, Problem},
     routes::{Attach, Attached, Snapshots},
     server::{SocketError, serve, socket},
 };

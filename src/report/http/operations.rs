@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use ulid::Ulid;
 
+use super::problem::Kind;
+
 /// So many are remembered; the oldest that has ended goes first.
 const REMEMBERED: usize = 100;
 
@@ -32,6 +34,15 @@ pub struct Operation {
     pub outcome: Outcome,
     /// Why it failed.
     pub why: Option<String>,
+    /// What kind of failure that is; as in a [`Problem`](super::Problem).
+    #[serde(rename = "type", default, skip_serializing_if = "Kind::is_plain")]
+    pub kind: Kind,
+}
+
+/// Why something failed.
+pub struct Why {
+    pub kind: Kind,
+    pub text: String,
 }
 
 #[derive(Default)]
@@ -39,13 +50,14 @@ pub struct Operations(Arc<Mutex<VecDeque<watch::Receiver<Operation>>>>);
 
 impl Operations {
     /// Sees what was asked for through, whether or not anybody waits for it.
-    pub fn begin(&self, what: String, answer: impl Future<Output = Result<(), String>> + Send + 'static) -> Operation {
+    pub fn begin(&self, what: String, answer: impl Future<Output = Result<(), Why>> + Send + 'static) -> Operation {
         let operation = Operation {
             id: Ulid::generate(),
             what,
             started: Timestamp::now(),
             outcome: Outcome::Running,
             why: None,
+            kind: Kind::Plain,
         };
         let (sender, receiver) = watch::channel(operation.clone());
         {
@@ -60,9 +72,10 @@ impl Operations {
             let ended = answer.await;
             sender.send_modify(|operation| match ended {
                 Ok(()) => operation.outcome = Outcome::Done,
-                Err(why) => {
+                Err(Why { kind, text }) => {
                     operation.outcome = Outcome::Failed;
-                    operation.why = Some(why);
+                    operation.why = Some(text);
+                    operation.kind = kind;
                 }
             });
         });

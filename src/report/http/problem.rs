@@ -24,9 +24,40 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// The longest explanation that axum gives by itself.
 const LONGEST_DETAIL: usize = 4096;
 
-/// What went wrong. Its `type` is left out: `about:blank`, so the status says it all.
+/// What a caller may want to act on, where the status does not say it all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    #[default]
+    #[serde(rename = "about:blank")]
+    Plain,
+    /// The store is not there, or does not answer.
+    #[serde(rename = "urn:moltinit:problem:store")]
+    Store,
+    /// The configuration is wrong.
+    #[serde(rename = "urn:moltinit:problem:configuration")]
+    Configuration,
+}
+
+impl Kind {
+    pub fn of(refusal: &Refusal) -> Kind {
+        match refusal {
+            Refusal::Store(_) => Kind::Store,
+            Refusal::Configuration(_) => Kind::Configuration,
+            _ => Kind::Plain,
+        }
+    }
+
+    pub fn is_plain(&self) -> bool {
+        *self == Kind::Plain
+    }
+}
+
+/// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
+    /// Left out where it is `about:blank`, which means the same.
+    #[serde(rename = "type", default, skip_serializing_if = "Kind::is_plain")]
+    pub kind: Kind,
     pub status: u16,
     pub title: String,
     pub detail: String,
@@ -35,6 +66,7 @@ pub struct Problem {
 impl Problem {
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Problem {
         Problem {
+            kind: Kind::Plain,
             status: status.as_u16(),
             title: status.canonical_reason().unwrap_or("Error").to_owned(),
             detail: detail.into(),
@@ -55,10 +87,14 @@ impl From<Refusal> for Problem {
         let status = match &refusal {
             Refusal::NotFound(_) => StatusCode::NOT_FOUND,
             Refusal::Conflict(_) => StatusCode::CONFLICT,
-            Refusal::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Unavailable(_) | Refusal::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Configuration(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Refusal::Failed(_) => StatusCode::BAD_GATEWAY,
         };
-        Problem::new(status, refusal.to_string())
+        Problem {
+            kind: Kind::of(&refusal),
+            ..Problem::new(status, refusal.to_string())
+        }
     }
 }
 

@@ -17,7 +17,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use ulid::Ulid;
 
-use super::{LONGEST_POLL, Shared, problem::Problem};
+use super::{
+    LONGEST_POLL, Shared,
+    operations::Why,
+    problem::{Kind, Problem},
+};
 use crate::{
     config::value,
     report::{
@@ -65,7 +69,10 @@ fn service(State(shared): Ctx, Path(name): Path<String>, action: Action, verb: &
 /// 202, and where to ask what has become of it.
 fn accepted(shared: &Shared, what: String, answer: Answer<()>) -> Response {
     let mask = shared.settings.borrow().mask.clone();
-    let answer = answer.map_err(move |refusal| mask.apply(&refusal.to_string()).into_owned());
+    let answer = answer.map_err(move |refusal| Why {
+        kind: Kind::of(&refusal),
+        text: mask.apply(&refusal.to_string()).into_owned(),
+    });
     let operation = shared.operations.begin(what, answer);
     let location = [(LOCATION, format!("/operations/{}", operation.id))];
     (StatusCode::ACCEPTED, location, Json(operation)).into_response()

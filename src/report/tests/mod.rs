@@ -30,7 +30,7 @@ use ulid::Ulid;
 use super::{
     Callback, Place, Report, SOCKET, Settings,
     client::{Attached, Client, ClientError, Events, Lines, Outcome, Snapshots},
-    control::{Action, Answer, Control, Devices, LogLine, Refusal, Stream},
+    control::{Action, Answer, Control, Devices, LogLine, Piece, Refusal, Stream},
     status::Status,
 };
 use crate::{
@@ -110,8 +110,15 @@ impl Control for Fake {
         answer(known(service).map(|()| lines[lines.len().saturating_sub(count)..].to_vec()))
     }
 
-    fn follow(&self, service: &str, _: usize) -> Answer<stream::BoxStream<'static, LogLine>> {
-        answer(known(service).map(|()| stream::iter(["one", "two\nlines"].map(line)).boxed()))
+    fn follow(&self, service: &str, _: usize) -> Answer<stream::BoxStream<'static, Piece>> {
+        answer(known(service).map(|()| {
+            stream::iter([
+                Piece::Line(line("one")),
+                Piece::Missed { missed: 3 },
+                Piece::Line(line("two\nlines")),
+            ])
+            .boxed()
+        }))
     }
 
     fn snapshots(&self) -> Answer<Vec<Meta>> {
@@ -119,7 +126,7 @@ impl Control for Fake {
     }
 
     fn snapshot_now(&self) -> Answer<Meta> {
-        answer(Err(Refusal::Unavailable("the store does not answer".into())))
+        answer(Err(Refusal::Store("the store does not answer".into())))
     }
 
     fn restore(&self, _: CommitId) -> Result<Answer<()>, Refusal> {
@@ -345,12 +352,14 @@ async fn the_command_line_gets_through_the_socket() {
     assert_eq!(snapshots.snapshots, [meta()]);
     let Lines { lines } = client.get("/services/gateway/logs?n=2").await.unwrap();
     assert_eq!(lines, [line("two"), line("three")]);
-    let followed = client
-        .follow::<LogLine>("/services/gateway/logs?follow=1")
-        .await
-        .unwrap();
-    let followed: Vec<LogLine> = followed.map(Result::unwrap).collect().await;
-    assert_eq!(followed, [line("one"), line("two\nlines")]);
+    let followed = client.follow::<Piece>("/services/gateway/logs?follow=1").await.unwrap();
+    let followed: Vec<Piece> = followed.map(Result::unwrap).collect().await;
+    let expected = [
+        Piece::Line(line("one")),
+        Piece::Missed { missed: 3 },
+        Piece::Line(line("two\nlines")),
+    ];
+    assert_eq!(followed, expected);
     let env = json!({ "env": { "CODE": "7" } });
     let attached: Attached = client.post("/services/gateway/attach", Some(&env)).await.unwrap();
     assert_eq!(attached.exit_code, 7);
