@@ -49,7 +49,8 @@ pub(super) struct Chain {
     pub checkpoint: CommitId,
     /// The checkpoint's entries (or their absence) of every path that changed since.
     pub changed: BTreeMap<TreePath, Option<Entry>>,
-    /// Chunks of the checkpoint that have been gathered into another object since.
+    /// Chunks that may be elsewhere than the checkpoint says, or not be at all: they were gathered into another
+    /// object, or the tree was without them for a while. Where such a chunk is in the tree, a delta has to say where.
     pub moved: BTreeSet<Hash>,
     tree_len: u64,
     deltas: u32,
@@ -231,6 +232,10 @@ impl Head {
                 let chunk = *chunk;
                 self.chunks.remove(&hash);
                 release(&mut self.objects, &chunk);
+                // Should it come back it is stored again, and the checkpoint's object may be gone by then.
+                if let Some(chain) = self.chain.as_mut().filter(|chain| chunk.at.commit <= chain.checkpoint) {
+                    chain.moved.insert(hash);
+                }
             }
         }
     }

@@ -179,3 +179,37 @@ proptest! {
         prop_assert_eq!(head.totals(), kit.head.totals());
     }
 }
+
+/// One of few contents, so that each comes back often, and shares chunks with the others.
+fn version(n: u8) -> Vec<u8> {
+    [noise(100_000, n % 2), noise(100_000, n / 2)].concat()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// What a commit does not say it needs, it does not need, though content went away and came back.
+    #[test]
+    fn a_commit_lacks_nothing_when_all_that_it_does_not_need_is_gone(steps in vec(0u8..14, 1..40)) {
+        let mut kit = Kit::new();
+        for step in steps {
+            match step {
+                0..8 => kit.write(["a", "b"][usize::from(step % 2)], version(step / 2)),
+                8 => drop(fs::remove_file(kit.live().join("a"))),
+                9 => drop(kit.compact()),
+                10 => kit.reboot(),
+                _ => {}
+            }
+            kit.commit();
+            let needs = kit.head.needs();
+            for generation in kit.history.generations().into_keys() {
+                for id in kit.history.commits(generation).unwrap().into_iter().filter(|id| !needs.contains(id)) {
+                    kit.history.delete(id).unwrap();
+                }
+            }
+            let (head, ..) = restored(kit.recover_to("back"));
+            prop_assert_eq!(head.id(), kit.head.id());
+            prop_assert_eq!(picture(&kit.live()), picture(&kit.path("back")));
+        }
+    }
+}
