@@ -2,8 +2,8 @@
 //!
 //! Everything for an hour, then one in five minutes for a day, one an hour for a week, one a day for a month. The
 //! line and each branch are thinned on their own, so that a branch never takes the place of a commit of the line.
-//! Kept beside that: the newest commit of the line, the newest of any generation that committed within the last
-//! day (it may be alive), a suspicious commit, and the one it follows.
+//! Kept beside that: the newest commit of the line; the newest of any generation that committed within the last week
+//! (it may be alive); a suspicious commit, and the one it follows; the last before the gateway became another version.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +22,8 @@ const DAY: i64 = 24 * HOUR;
 
 /// Up to which age one commit is kept in each period, both in seconds.
 const PERIODS: [(i64, i64); 3] = [(DAY, 5 * MINUTE), (7 * DAY, HOUR), (30 * DAY, DAY)];
+/// A generation that has committed nothing for this long is not written to any more.
+pub const ALIVE: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// What retention has to know of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub struct Record {
     pub reason: Reason,
     pub suspicious: bool,
     pub parent: Option<CommitId>,
+    /// The gateway's version, if it was known.
+    pub gateway: Option<String>,
     /// Length of its object.
     pub size: u64,
     /// Objects without which it cannot be restored, other than its own.
@@ -48,6 +52,7 @@ impl Record {
             reason: meta.reason,
             suspicious: meta.suspicious.is_some(),
             parent: meta.parent,
+            gateway: meta.gateway.clone(),
             size,
             needs,
         }
@@ -70,6 +75,9 @@ pub fn kept(records: &Records, line: &[Stretch], now: Timestamp) -> BTreeSet<Com
     // each other, so what is chosen for a short one is there to be chosen for the long one around it.
     let mut chosen: BTreeMap<Bucket, Rank> = BTreeMap::new();
     for (id, record) in records {
+        if record.suspicious {
+            kept.extend([Some(*id), record.parent].into_iter().flatten());
+        }
         if age(record) <= SignedDuration::from_secs(HOUR) {
             kept.insert(*id);
             continue;
@@ -82,9 +90,6 @@ pub fn kept(records: &Records, line: &[Stretch], now: Timestamp) -> BTreeSet<Com
                 .entry(bucket)
                 .and_modify(|best| *best = rank.max(*best))
                 .or_insert(rank);
-        }
-        if record.suspicious {
-            kept.extend([Some(*id), record.parent].into_iter().flatten());
         }
     }
     kept.extend(chosen.into_values().map(|(_, _, id)| id));
@@ -100,12 +105,22 @@ pub fn kept(records: &Records, line: &[Stretch], now: Timestamp) -> BTreeSet<Com
         .iter()
         .map(|(id, record)| (id.generation, (*id, record)))
         .collect::<BTreeMap<_, _>>();
-    let alive = tips
-        .into_values()
-        .filter(|(_, record)| age(record) < SignedDuration::from_secs(DAY));
+    let alive = tips.into_values().filter(|(_, record)| age(record) < ALIVE);
     kept.extend(alive.map(|(id, _)| id));
+    let of_line = records.iter().filter(|(id, _)| branch(**id).is_none());
+    kept.extend(before_upgrades(of_line));
     kept.retain(|id| records.contains_key(id));
     kept
+}
+
+/// Of a line, the last commit with each version of the gateway that another one followed: a newer gateway migrates its
+/// state one way.
+fn before_upgrades<'a>(line: impl Iterator<Item = (&'a CommitId, &'a Record)>) -> Vec<CommitId> {
+    let versions: Vec<_> = line
+        .filter_map(|(id, record)| Some((*id, record.gateway.as_deref()?)))
+        .collect();
+    let changes = versions.windows(2).filter(|pair| pair[0].1 != pair[1].1);
+    changes.map(|pair| pair[0].0).collect()
 }
 
 fn first(generation: Ulid) -> CommitId {
@@ -155,6 +170,7 @@ mod tests {
             reason: Reason::Change,
             suspicious: false,
             parent: None,
+            gateway: None,
             size: 1,
             needs: Vec::new(),
         }
@@ -221,6 +237,53 @@ mod tests {
         (lost.suspicious, lost.parent) = (true, Some(before));
         let kept = kept(&records, &[whole(1)], now());
         assert!(kept.contains(&before) && kept.contains(&loss));
+    }
+
+    #[test]
+    fn what_came_before_a_loss_stays_while_the_loss_is_young() {
+        let (compact, before, loss) = (id(1, 1), id(1, 2), id(1, 3));
+        let mut records = Records::from([
+            (compact, record(2 * HOUR + 240)),
+            (before, record(2 * HOUR + 60)),
+            (loss, record(10 * MINUTE)),
+        ]);
+        records.get_mut(&compact).unwrap().reason = Reason::Compact;
+        let lost = records.get_mut(&loss).unwrap();
+        (lost.suspicious, lost.parent) = (true, Some(before));
+        let kept = kept(&records, &[whole(1)], now());
+        assert!(kept.contains(&before) && kept.contains(&loss));
+    }
+
+    #[test]
+    fn the_last_before_an_upgrade_of_the_gateway_stays_for_good() {
+        let mut records = steady(1, 600, 100 * DAY);
+        let last_but = 5000;
+        for (id, record) in &mut records {
+            let version = if id.seq <= last_but { "2026.1.1" } else { "2026.2.1" };
+            // A boot does not know it at once.
+            record.gateway = (id.seq != last_but + 1).then(|| version.to_owned());
+        }
+        let without: Records = records
+            .iter()
+            .map(|(id, record)| {
+                (
+                    *id,
+                    Record {
+                        gateway: None,
+                        ..record.clone()
+                    },
+                )
+            })
+            .collect();
+        let line = [whole(1)];
+        let more: Vec<CommitId> = kept(&records, &line, now())
+            .difference(&kept(&without, &line, now()))
+            .copied()
+            .collect();
+        assert_eq!(more, [id(1, last_but)]);
+        // Nor is it forgotten when what followed it has been thinned.
+        records.retain(|id, _| id.seq <= last_but || id.seq > last_but + 500);
+        assert!(kept(&records, &line, now()).contains(&id(1, last_but)));
     }
 
     #[test]
