@@ -47,6 +47,7 @@ pub enum RecoverError {
     /// Whether there is a history is not known. Worth trying again.
     #[error("the store cannot be read, so what it holds is not known: {0}")]
     Unknown(StoreError),
+    /// It takes another key, or a newer moltinit.
     #[error(transparent)]
     Key(ReadError),
     #[error("none of the {} commits can be restored; the newest: {}", passed.len(), passed.first().map_or("", |p| &p.why))]

@@ -136,8 +136,6 @@ class Segment:
             raise Bad(f"{commit}: never finished")
         version, flags, generation, seq, key_id = struct.unpack("<II16sQ16s", trailer[8:56])
         tree_at, tree_len, info_len, info_raw = struct.unpack("<4Q", trailer[56:88])
-        if version != 1:
-            raise Bad(f"{commit}: version {version}")
         if tree_at + tree_len + info_len + 152 != len(self.bytes) or not self.bytes.startswith(b"MOLTSEG1"):
             raise Bad(f"{commit}: its parts do not fill it")
         if hashlib.sha256(self.bytes[:-152]).digest() != trailer[88:120]:
@@ -145,6 +143,8 @@ class Segment:
         info = self.bytes[tree_at + tree_len:-152]
         if hashlib.sha256(info + trailer[:120]).digest() != trailer[120:]:
             raise Bad(f"{commit}: the hash of the info is wrong")
+        if version != 1:
+            sys.exit(f"{commit} is of version {version}, which this reader does not know")
         self.key = store.key if flags & 1 else None
         if flags & 1 and (not self.key or hashlib.sha256(b"moltinit key id" + self.key).digest()[:16] != key_id):
             sys.exit(f"{commit} is encrypted with another key: set MOLTINIT_KEY")

@@ -33,8 +33,6 @@ pub enum Damage {
     Torn,
     #[error("it is not there any more")]
     Missing,
-    #[error("format version {0} is not known to this moltinit; use a newer one")]
-    Version(u32),
     #[error("it says it is commit {0}")]
     Foreign(CommitId),
     #[error("its {0} does not match its hash")]
@@ -57,6 +55,8 @@ pub enum ReadError {
     Store(#[from] StoreError),
     #[error("{object}: {damage}")]
     Damaged { object: String, damage: Damage },
+    #[error("{object} is of format version {version}, which this moltinit does not know: use a newer one")]
+    Version { object: String, version: u32 },
     #[error("{object} is encrypted: set MOLTINIT_KEY or MOLTINIT_KEY_FILE to the key it was written with")]
     KeyMissing { object: String },
     #[error(
@@ -111,12 +111,6 @@ impl<'k> Opened<'k> {
         let len = window.object.len();
         let last = window.read(len - trailer::LEN..len)?;
         let trailer = Trailer::decode(&last, len).map_err(fail)?;
-        let key = match (trailer.key, key) {
-            (None, _) => None,
-            (Some(_), None) => return Err(ReadError::KeyMissing { object: name }),
-            (Some(id), Some(key)) if key.id() == id => Some(key),
-            (Some(_), Some(_)) => return Err(ReadError::KeyWrong { object: name }),
-        };
         if trailer.info_len > MAX_INFO || trailer.info_raw > MAX_INFO {
             return Err(fail(Damage::Malformed("its info is too long".to_owned())));
         }
@@ -124,6 +118,17 @@ impl<'k> Opened<'k> {
         if !trailer::sum_holds(&stored, &last) {
             return Err(fail(Damage::Hash("info")));
         }
+        // None of what follows is damage, and nothing older is to be taken for it.
+        if trailer.version != trailer::VERSION {
+            let version = trailer.version;
+            return Err(ReadError::Version { object: name, version });
+        }
+        let key = match (trailer.key, key) {
+            (None, _) => None,
+            (Some(_), None) => return Err(ReadError::KeyMissing { object: name }),
+            (Some(id), Some(key)) if key.id() == id => Some(key),
+            (Some(_), Some(_)) => return Err(ReadError::KeyWrong { object: name }),
+        };
         let raw = usize::try_from(trailer.info_raw).unwrap_or(usize::MAX);
         let plain = unpack(&stored, &purpose(INFO, trailer.id, 0), raw, key);
         let plain = plain.ok_or_else(|| fail(Damage::Malformed("its info cannot be unpacked".to_owned())))?;

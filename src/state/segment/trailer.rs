@@ -11,12 +11,14 @@ use crate::state::{
 
 pub const LEN: u64 = 152;
 const TAIL: [u8; 8] = *b"MOLTTAIL";
-const VERSION: u32 = 1;
+/// The format that is written, and read.
+pub const VERSION: u32 = 1;
 const ENCRYPTED: u32 = 1;
 
 /// Where the sections are, and what they have to hash to. Integers are little-endian.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trailer {
+    pub version: u32,
     pub id: CommitId,
     /// The key it is sealed with, if it is.
     pub key: Option<KeyId>,
@@ -39,7 +41,7 @@ impl Trailer {
     pub fn encode(&self, info: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(LEN as usize);
         out.extend(TAIL);
-        out.extend(VERSION.to_le_bytes());
+        out.extend(self.version.to_le_bytes());
         out.extend(if self.key.is_some() { ENCRYPTED } else { 0 }.to_le_bytes());
         out.extend(self.id.generation.to_bytes());
         out.extend(self.id.seq.to_le_bytes());
@@ -53,7 +55,8 @@ impl Trailer {
         out
     }
 
-    /// Reads the trailer of an object of `object_len` bytes, and checks that its sections fill it exactly.
+    /// Reads the trailer of an object of `object_len` bytes, and checks that its sections fill it exactly. It is the
+    /// same in every version, so that one that is newer is told from damage.
     pub fn decode(bytes: &[u8], object_len: u64) -> Result<Trailer, Damage> {
         let mut rest = bytes;
         let mut take = |n: usize| {
@@ -65,9 +68,6 @@ impl Trailer {
             return Err(Damage::Torn);
         }
         let version = u32_of(take(4)?);
-        if version != VERSION {
-            return Err(Damage::Version(version));
-        }
         let flags = u32_of(take(4)?);
         let mut generation = [0; 16];
         generation.copy_from_slice(take(16)?);
@@ -84,6 +84,7 @@ impl Trailer {
             return Err(Damage::Malformed("its sections do not fill it".to_owned()));
         }
         Ok(Trailer {
+            version,
             id: CommitId {
                 generation: Ulid::from_bytes(generation),
                 seq,

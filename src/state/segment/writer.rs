@@ -15,7 +15,7 @@ use super::{
     CHUNK, INFO, Info, MAGIC, MAX_CHUNK, Source, TREE,
     line::{Encoder, Line, Part, extents_of, reuse},
     purpose,
-    trailer::Trailer,
+    trailer::{Trailer, VERSION},
 };
 use crate::state::{
     check::{self, BadTree},
@@ -321,6 +321,7 @@ impl<'a> SegmentWriter<'a> {
         let stored = self.packed(&purpose(INFO, self.id, 0), &plain)?;
         self.out.write(&stored)?;
         let trailer = Trailer {
+            version: VERSION,
             id: self.id,
             key: self.key.map(Key::id),
             tree_at,

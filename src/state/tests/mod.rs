@@ -294,6 +294,38 @@ fn a_wrong_key_is_no_damage_and_names_show_nowhere() {
     restored(kit.recover_to("back"));
 }
 
+/// Makes an object one of a later version of the format, as that version would.
+fn make_newer(path: &std::path::Path) {
+    use sha2::{Digest, Sha256};
+    let mut bytes = fs::read(path).unwrap();
+    let trailer = bytes.len() - 152;
+    bytes[trailer + 8] = 2;
+    let field = |at: usize| u64::from_le_bytes(bytes[trailer + at..][..8].try_into().unwrap()) as usize;
+    let info = field(56) + field(64);
+    let sum = Sha256::digest(&bytes[info..trailer + 120]);
+    bytes[trailer + 120..].copy_from_slice(&sum);
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_newer_format_is_no_damage_and_nothing_older_is_taken_or_removed_for_it() {
+    let (kit, ids) = three();
+    make_newer(&kit.object_path(ids[2]));
+    let error = kit.recover_to("back").unwrap_err();
+    assert!(error.to_string().contains("version 2"), "{error}");
+    assert!(
+        matches!(error, RecoverError::Key(ReadError::Version { version: 2, .. })),
+        "{error:?}"
+    );
+    assert!(!kit.path("back").exists());
+    let later = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1000);
+    let error = super::prune::Pruner::new(kit.reopened())
+        .prune(None, later)
+        .unwrap_err();
+    assert!(matches!(error, ReadError::Version { .. }), "{error}");
+    assert!(ids.iter().all(|id| kit.object_path(*id).exists()));
+}
+
 fn dir() -> Entry {
     Entry {
         mode: 0o755,
