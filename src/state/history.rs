@@ -4,11 +4,12 @@
 //! `.from.` and its base if it has one; a group is a hundred commits, so that no listing is long.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use ulid::Ulid;
 
@@ -20,11 +21,14 @@ use super::{
     model::{CommitId, Meta, Tree},
     parallel,
     segment::{Damage, Info, Opened, Segment, reader::ReadError},
+    survey::is_recent,
 };
 use crate::store::{Item, Object, Store, StoreError};
 
 const GROUP: u64 = 100;
 const FROM: &str = ".from.";
+/// Name of the empty object of a generation that was begun and has committed nothing yet.
+const BEGUN: &str = "begun";
 /// Start of the name of the empty object that says when the history was last looked through.
 const PRUNED: &str = "pruned.";
 
@@ -41,7 +45,8 @@ pub struct History {
 #[derive(Default)]
 struct Seen {
     generations: Generations,
-    pruned: Option<Ulid>,
+    /// Each time that somebody looked through the history to prune it.
+    pruned: BTreeSet<Ulid>,
 }
 
 /// The generation that this process writes.
@@ -127,33 +132,47 @@ impl History {
         let found = items.iter().filter(|item| item.is_dir);
         let mut seen = self.lock();
         seen.generations.extend(found.filter_map(|item| parse_dir(&item.name)));
-        seen.pruned = items
+        let marks = items
             .iter()
-            .filter_map(|item| item.name.strip_prefix(PRUNED)?.parse().ok())
-            .max();
+            .filter_map(|item| item.name.strip_prefix(PRUNED)?.parse().ok());
+        seen.pruned = marks.collect();
         Ok(())
     }
 
-    /// When somebody last looked through the whole history to prune it.
-    pub(super) fn pruned_at(&self) -> Option<Timestamp> {
-        time_of(self.lock().pruned?)
+    /// Whether somebody has looked through the whole history to prune it, within `limit` before `now`.
+    pub(super) fn was_pruned(&self, now: Timestamp, limit: SignedDuration) -> bool {
+        let marks = self
+            .lock()
+            .pruned
+            .iter()
+            .copied()
+            .filter_map(time_of)
+            .collect::<Vec<_>>();
+        marks.into_iter().any(|at| is_recent(at, now, limit))
     }
 
     /// Leaves word that somebody did, where the next listing shows it.
     pub(super) fn mark_pruned(&self, now: Timestamp) -> Result<(), StoreError> {
         let mark = |ulid: Ulid| format!("{}/{PRUNED}{ulid}", self.dir);
         let new = Ulid::from_parts(u64::try_from(now.as_millisecond()).unwrap_or_default(), rand::random());
+        self.put_empty(&mark(new))?;
+        let old = std::mem::replace(&mut self.lock().pruned, [new].into());
+        old.into_iter().try_for_each(|old| self.delete_object(&mark(old)))
+    }
+
+    /// The newest generation, if it is newer than `own`.
+    pub(super) fn newer_than(&self, own: Ulid) -> Option<Ulid> {
+        let newest = self.lock().generations.keys().next_back().copied();
+        newest.filter(|newest| *newest > own)
+    }
+
+    fn put_empty(&self, name: &str) -> Result<(), StoreError> {
         let nothing = File::open("/dev/null").map_err(|source| StoreError::Io {
             what: "opening",
             path: "/dev/null".into(),
             source,
         })?;
-        self.store.put(&mark(new), &nothing, 0)?;
-        let old = self.lock().pruned.replace(new);
-        match old.map(|old| self.store.delete(&mark(old))) {
-            Some(Err(error)) if !error.is_not_found() => Err(error),
-            _ => Ok(()),
-        }
+        self.store.put(name, &nothing, 0)
     }
 
     pub fn generations(&self) -> Generations {
@@ -164,15 +183,40 @@ impl History {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The line that a boot follows, newest first.
-    pub fn line(&self) -> Vec<Stretch> {
-        lineage::line(&self.lock().generations)
+    /// The line that a boot follows, newest first: a tip in which no commit was ever finished is passed over.
+    pub fn line(&self) -> Result<Vec<Stretch>, StoreError> {
+        let mut generations = self.generations();
+        loop {
+            let line = lineage::line(&generations);
+            match line.first() {
+                Some(tip) if !self.has_finished(tip.generation)? => generations.remove(&tip.generation),
+                _ => return Ok(line),
+            };
+        }
+    }
+
+    fn has_finished(&self, generation: Ulid) -> Result<bool, StoreError> {
+        for id in self.commits(generation)?.into_iter().rev() {
+            if !self.is_torn(id)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether the object of a commit is not there, or not all of it.
+    pub(super) fn is_torn(&self, id: CommitId) -> Result<bool, StoreError> {
+        match self.opened(id) {
+            Err(ReadError::Damaged { damage, .. }) => Ok(matches!(damage, Damage::Torn | Damage::Missing)),
+            Err(ReadError::Store(error)) => Err(error),
+            _ => Ok(false),
+        }
     }
 
     /// The commits along the line, newest first, without having looked into them.
     pub fn restorable(&self) -> Result<Vec<CommitId>, StoreError> {
         let mut found = Vec::new();
-        for stretch in self.line() {
+        for stretch in self.line()? {
             let commits = self.commits(stretch.generation)?;
             found.extend(commits.into_iter().rev().filter(|id| stretch.contains(*id)));
         }
@@ -194,6 +238,20 @@ impl History {
         Ok(found)
     }
 
+    /// The newest commit of a generation by the names of its objects, without listing all of them.
+    pub(super) fn newest(&self, generation: Ulid) -> Result<Option<CommitId>, StoreError> {
+        let Some(dir) = self.generation_dir(generation) else {
+            return Ok(None);
+        };
+        let groups = self.store.list(&dir)?;
+        let Some(group) = groups.iter().rfind(|item| item.is_dir) else {
+            return Ok(None);
+        };
+        let items = self.store.list(&format!("{dir}/{}", group.name))?;
+        let newest = items.iter().filter_map(|item| parse_object(&group.name, item)).max();
+        Ok(newest.map(|seq| CommitId { generation, seq }))
+    }
+
     /// The name of a commit's object, if its generation is known.
     pub fn object(&self, id: CommitId) -> Option<String> {
         let dir = self.generation_dir(id.generation)?;
@@ -202,10 +260,11 @@ impl History {
 
     /// Removes a commit's object. One that is gone already is removed.
     pub(super) fn delete(&self, id: CommitId) -> Result<(), StoreError> {
-        let Some(name) = self.object(id) else {
-            return Ok(());
-        };
-        match self.store.delete(&name) {
+        self.object(id).map_or(Ok(()), |name| self.delete_object(&name))
+    }
+
+    fn delete_object(&self, name: &str) -> Result<(), StoreError> {
+        match self.store.delete(name) {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -227,6 +286,7 @@ impl History {
         for group in self.store.list(&dir)?.iter().filter(|item| item.is_dir) {
             self.delete_dir(&format!("{dir}/{}", group.name))?;
         }
+        self.delete_object(&format!("{dir}/{BEGUN}"))?;
         self.delete_dir(&dir)?;
         self.lock().generations.remove(&generation);
         Ok(())
@@ -295,6 +355,15 @@ impl History {
         Generation { id, base, seq: 0 }
     }
 
+    /// Lets others see a generation that has committed nothing yet, so that they leave it what it began from.
+    pub(super) fn announce(&self, generation: Ulid) -> Result<(), StoreError> {
+        let dir = self.generation_dir(generation);
+        match dir.map(|dir| self.put_empty(&format!("{dir}/{BEGUN}"))) {
+            Some(Err(error)) if !matches!(error, StoreError::Exists { .. }) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Puts a segment into the store; returns when it is there for good. After an error drop the segment and make
     /// the next with a new id: this one's object may yet appear, and may be whole or not.
     pub fn commit(&self, segment: &Segment) -> Result<(), StoreError> {
@@ -328,12 +397,12 @@ impl History {
     /// Every commit, oldest first, and every object that is none.
     pub fn list(&self) -> Result<(Vec<Listed>, Vec<Problem>), ReadError> {
         self.refresh()?;
-        let line = self.line();
         let mut ids = Vec::new();
         for generation in self.generations().into_keys() {
             ids.extend(self.commits(generation)?);
         }
         let Infos { read, problems } = self.infos(&ids)?;
+        let line = self.line()?;
         let listed = |(info, size): (Info, u64)| Listed {
             on_line: line.iter().any(|stretch| stretch.contains(info.meta.id)),
             meta: info.meta,

@@ -27,6 +27,7 @@ pub mod restore;
 pub mod retain;
 pub mod segment;
 pub mod sqlite;
+mod survey;
 pub mod verify;
 pub mod walk;
 pub mod watch;

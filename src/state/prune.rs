@@ -1,45 +1,65 @@
 //! Applying retention to a store.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use ulid::Ulid;
 
 use super::{
-    history::{self, History, Infos, Problem},
+    history::{self, History},
     model::CommitId,
-    retain::{self, Record, Records},
+    retain::{self, Record},
     segment::reader::ReadError,
+    survey::{self, Survey, THOROUGH},
 };
 
-/// A generation that committed this recently may still be written to, and is listed anew each time.
-const LIVELY: SignedDuration = SignedDuration::from_hours(1);
-/// How often the whole of a history is looked through: many short boots would otherwise each list all of it.
-const THOROUGH: SignedDuration = SignedDuration::from_hours(12);
-/// An object that was never finished is removed when its generation is this old.
+/// An object that is still not finished this long after it was made never will be: no put takes so long.
 const TORN: SignedDuration = SignedDuration::from_hours(24);
+/// A boot this long after the newest commit may be one whose clock is wrong, and removes nothing in its first day.
+const LONG: SignedDuration = SignedDuration::from_hours(7 * 24);
+const DAY: SignedDuration = SignedDuration::from_hours(24);
 
-/// What is known of the commits in a store, kept from one pruning to the next.
+/// Removes what retention does not keep.
 pub struct Pruner {
     history: History,
-    records: Records,
-    problems: BTreeMap<CommitId, Problem>,
-    /// Generations that were listed and are not written to by anybody.
-    settled: BTreeSet<Ulid>,
-    /// Whether all of the store has been looked through, not only what this process writes.
-    thorough: bool,
+    survey: Survey,
 }
 
 /// What this process writes.
 #[derive(Debug, Clone)]
 pub struct Own {
     pub generation: Ulid,
-    /// Every object that its next commit may refer to ([`Head::needs`]). Commits made while a pruning runs need no
-    /// older object beyond these: what a head has let go of it never takes up again.
+    /// Every object that its next commit may refer to ([`Head::needs`]).
     ///
     /// [`Head::needs`]: super::head::Head::needs
     pub needs: BTreeSet<CommitId>,
+}
+
+/// What this process writes as of now, asked for again at each removal; nothing while that is about to be replaced.
+#[derive(Debug)]
+pub struct Writing(Mutex<Option<Own>>);
+
+impl Writing {
+    pub fn new(own: Own) -> Writing {
+        Writing(Mutex::new(Some(own)))
+    }
+
+    /// Says what is written from now on. Waits for a removal that is under way; none begins where there is nothing.
+    pub fn set(&self, own: Option<Own>) {
+        *self.lock() = own;
+    }
+
+    pub fn get(&self) -> Option<Own> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Own>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a pruning did.
@@ -59,120 +79,117 @@ pub struct Pruned {
 impl Pruner {
     pub fn new(history: History) -> Pruner {
         Pruner {
+            survey: Survey::new(history.clone()),
             history,
-            records: Records::new(),
-            problems: BTreeMap::new(),
-            settled: BTreeSet::new(),
-            thorough: false,
         }
     }
 
     /// Takes note of a commit of this process, which it then need not look for.
     pub fn committed(&mut self, id: CommitId, record: Record) {
-        self.records.insert(id, record);
+        self.survey.records.insert(id, record);
     }
 
-    /// Removes what retention does not keep. `own` is what this process writes, if it does; other generations are
-    /// then left alone where somebody has looked through the store lately.
-    pub fn prune(&mut self, own: Option<&Own>, now: Timestamp) -> Result<Pruned, ReadError> {
-        let generation = own.map(|own| own.generation);
+    /// Removes what retention does not keep. `writing` is what this process writes, if it does; other generations are
+    /// then left alone where somebody has looked through the store lately: many short boots would otherwise each list
+    /// all of it.
+    pub fn prune(&mut self, writing: Option<&Writing>, now: Timestamp) -> Result<Pruned, ReadError> {
+        let own = match writing.map(Writing::get) {
+            None => None,
+            Some(Some(own)) => Some(own),
+            Some(None) => return Ok(Pruned::default()),
+        };
+        let generation = own.as_ref().map(|own| own.generation);
         self.history.refresh()?;
-        if let Some(own) = generation {
-            let newest = self.history.generations().into_keys().next_back();
-            if let Some(newer) = newest.filter(|newest| *newest > own) {
-                let fenced_by = Some(newer);
-                return Ok(Pruned {
-                    fenced_by,
-                    ..Pruned::default()
-                });
-            }
+        let fenced_by = generation.and_then(|own| self.history.newer_than(own));
+        if fenced_by.is_some() {
+            return Ok(Pruned {
+                fenced_by,
+                ..Pruned::default()
+            });
         }
-        let lately = |at: Timestamp| now.duration_since(at) < THOROUGH;
-        if self.thorough || own.is_none() || !self.history.pruned_at().is_some_and(lately) {
-            self.look(generation, now)?;
-            if !std::mem::replace(&mut self.thorough, true) {
+        if self.survey.is_whole() || own.is_none() || !self.history.was_pruned(now, THOROUGH) {
+            let first = !self.survey.is_whole();
+            self.survey.look(generation, now)?;
+            if first {
                 self.history.mark_pruned(now)?;
             }
         }
-        let kept = retain::kept(&self.records, &self.history.line(), now);
-        let none = BTreeSet::new();
-        let in_use = own.map_or(&none, |own| &own.needs);
-        let removable = retain::removable(&self.records, &kept, in_use);
+        let records = &self.survey.records;
+        let mut kept = retain::kept(records, &self.survey.line(), now);
+        kept.extend(self.survey.bases(now).into_iter().filter(|id| records.contains_key(id)));
+        let in_use = own.map(|own| own.needs).unwrap_or_default();
+        let mut removable = retain::removable(records, &kept, &in_use);
         let mut done = Pruned {
             kept: kept.len(),
-            needed: self.records.len() - kept.len() - removable.len(),
+            needed: records.len() - kept.len() - removable.len(),
             ..Pruned::default()
         };
+        if generation.is_some_and(|own| self.is_in_doubt(own, now)) {
+            removable.clear();
+        } else {
+            removable.extend(self.never_finished(now)?);
+        }
         let mut dirs = BTreeMap::new();
-        for id in removable.into_iter().chain(self.never_finished(generation, now)) {
-            self.history.delete(id)?;
+        for id in removable {
+            if !self.remove(id, generation, writing)? {
+                break;
+            }
             done.removed += 1;
-            done.freed += self.records.remove(&id).map_or(0, |record| record.size);
-            self.problems.remove(&id);
+            done.freed += self.survey.records.remove(&id).map_or(0, |record| record.size);
+            self.survey.problems.remove(&id);
             dirs.insert((id.generation, history::group(id.seq)), id);
         }
-        self.clear(dirs.into_values(), own)?;
-        done.left = self
-            .thorough
-            .then(|| self.records.values().map(|record| record.size).sum());
+        self.clear(dirs.into_values(), &in_use)?;
+        let sizes = || self.survey.records.values().map(|record| record.size).sum();
+        done.left = self.survey.is_whole().then(sizes);
         Ok(done)
     }
 
-    /// Lists what may have changed, and reads the ends of what is new.
-    fn look(&mut self, own: Option<Ulid>, now: Timestamp) -> Result<(), ReadError> {
-        let mut unknown = Vec::new();
-        for generation in self.history.generations().into_keys() {
-            // What this process commits it says; what it found others to have done stays true.
-            let known = self.settled.contains(&generation) || own == Some(generation);
-            if known {
-                continue;
-            }
-            let commits = self.history.commits(generation)?;
-            let listed: BTreeSet<CommitId> = commits.iter().copied().collect();
-            let gone = |id: &CommitId| id.generation == generation && !listed.contains(id);
-            self.records.retain(|id, _| !gone(id));
-            if commits.is_empty() && age(generation, now) > TORN {
-                self.history.delete_generation(generation)?;
-            }
-            let new = |id: &CommitId| !self.records.contains_key(id);
-            unknown.extend(commits.into_iter().filter(new));
+    /// Removes an object, unless what this process writes is not what it was, or has come to need it.
+    fn remove(&self, id: CommitId, own: Option<Ulid>, writing: Option<&Writing>) -> Result<bool, ReadError> {
+        let held = writing.map(Writing::lock);
+        let stays = held.as_deref().is_some_and(|writing| match writing {
+            Some(now) => Some(now.generation) != own || now.needs.contains(&id),
+            None => true,
+        });
+        if !stays {
+            self.history.delete(id)?;
         }
-        let Infos { read, problems } = self.history.infos(&unknown)?;
-        let records = read
-            .into_iter()
-            .map(|(info, size)| (info.meta.id, Record::new(&info.meta, info.needs().collect(), size)));
-        self.records.extend(records);
-        self.problems.extend(problems);
-        let tips: BTreeMap<Ulid, Timestamp> = self
-            .records
-            .iter()
-            .map(|(id, record)| (id.generation, record.time))
-            .collect();
-        let settled = |(_, tip): &(&Ulid, &Timestamp)| now.duration_since(**tip) > LIVELY;
-        self.settled
-            .extend(tips.iter().filter(settled).map(|(generation, _)| *generation));
-        Ok(())
+        Ok(!stays)
     }
 
-    /// Objects of dead writers. Damaged ones stay: somebody may want to look at them.
-    fn never_finished(&self, own: Option<Ulid>, now: Timestamp) -> Vec<CommitId> {
-        let old = |generation| own != Some(generation) && age(generation, now) > TORN;
-        let torn = self
-            .problems
-            .iter()
-            .filter(|(id, problem)| problem.torn && old(id.generation));
-        torn.map(|(id, _)| *id).collect()
+    /// Whether it is so long since anybody committed that the clock may be what is wrong. It is set right within a day.
+    fn is_in_doubt(&self, own: Ulid, now: Timestamp) -> bool {
+        let (Some(begun), Some(before)) = (survey::begun(own), self.survey.newest_before(own)) else {
+            return false;
+        };
+        begun.duration_since(before) > LONG && now.duration_since(begun) < DAY
+    }
+
+    /// Objects of dead writers, as they are now. Damaged ones stay: somebody may want to look at them.
+    fn never_finished(&self, now: Timestamp) -> Result<Vec<CommitId>, ReadError> {
+        let mut found = Vec::new();
+        let torn = self.survey.problems.iter().filter(|(_, problem)| problem.torn);
+        for (id, _) in torn {
+            let made = match self.history.get(*id) {
+                Ok(object) => object.meta().modified().ok(),
+                Err(ReadError::Damaged { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let made = made.and_then(|made| Timestamp::try_from(made).ok());
+            let is_old = made.is_some_and(|made| now.duration_since(made) > TORN);
+            if is_old && self.history.is_torn(*id)? {
+                found.push(*id);
+            }
+        }
+        Ok(found)
     }
 
     /// Removes the directories of removed commits where nothing is left in them.
-    fn clear(&mut self, removed: impl Iterator<Item = CommitId>, own: Option<&Own>) -> Result<(), ReadError> {
-        let own: Vec<&CommitId> = own.iter().flat_map(|own| &own.needs).collect();
+    fn clear(&self, removed: impl Iterator<Item = CommitId>, in_use: &BTreeSet<CommitId>) -> Result<(), ReadError> {
         for id in removed {
-            let all = self
-                .records
-                .keys()
-                .chain(self.problems.keys())
-                .chain(own.iter().copied());
+            let known = self.survey.records.keys().chain(self.survey.problems.keys());
+            let all = known.chain(in_use);
             let mut left = all.filter(|left| left.generation == id.generation).peekable();
             if left.peek().is_none() {
                 self.history.delete_generation(id.generation)?;
@@ -182,11 +199,6 @@ impl Pruner {
         }
         Ok(())
     }
-}
-
-/// For how long a generation has been there.
-fn age(generation: Ulid, now: Timestamp) -> SignedDuration {
-    history::time_of(generation).map_or(SignedDuration::ZERO, |begun| now.duration_since(begun))
 }
 
 #[cfg(test)]
@@ -203,11 +215,11 @@ mod tests {
         Timestamp::now() + SignedDuration::from_hours(hours)
     }
 
-    fn own(kit: &Kit) -> Own {
-        Own {
+    fn own(kit: &Kit) -> Writing {
+        Writing::new(Own {
             generation: kit.generation.id(),
             needs: kit.head.needs(),
-        }
+        })
     }
 
     #[test]
@@ -308,7 +320,7 @@ mod tests {
         kit.history.mark_pruned(later(0)).unwrap();
         assert_eq!(prune(&mut kit, 5), 0);
         assert!(prune(&mut kit, 13) > 15);
-        assert!(kit.reopened().pruned_at() > Some(later(12)));
+        assert!(kit.reopened().was_pruned(later(14), SignedDuration::from_hours(2)));
         let marks = fs::read_dir(kit.path("store/default/v1")).unwrap();
         let marks = marks.filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_file());
         assert_eq!(marks.count(), 1);
@@ -347,5 +359,121 @@ mod tests {
         Pruner::new(kit.reopened()).prune(None, later(25)).unwrap();
         let there = [torn, damaged, good].map(|id| kit.object_path(id).exists());
         assert_eq!(there, [false, true, true]);
+    }
+
+    #[test]
+    fn an_object_on_its_way_is_left_alone_however_old_its_writer() {
+        let mut kit = Kit::new();
+        let begun = Timestamp::now() - SignedDuration::from_hours(40 * 24);
+        let old = Ulid::from_parts(begun.as_millisecond() as u64, 1);
+        kit.generation = kit.history.begin(old, None);
+        kit.write("file", b"1");
+        kit.commit();
+        kit.write("file", b"2");
+        let coming = kit.commit();
+        let whole = fs::read(kit.object_path(coming)).unwrap();
+        fs::write(kit.object_path(coming), b"").unwrap();
+        let mut pruner = Pruner::new(kit.reopened());
+        pruner.prune(None, later(0)).unwrap();
+        fs::write(kit.object_path(coming), whole).unwrap();
+        // By now it would be old enough, and is not what it was when it was looked at.
+        pruner.prune(None, later(30)).unwrap();
+        pruner.prune(None, later(60)).unwrap();
+        kit.recover_to("back").unwrap();
+        assert_eq!(picture(&kit.live()), picture(&kit.path("back")));
+    }
+
+    #[test]
+    fn a_mark_of_a_time_to_come_says_nothing() {
+        let mut kit = Kit::new();
+        for n in 0..20 {
+            kit.write("file", format!("{n}"));
+            kit.commit();
+        }
+        kit.history.mark_pruned(later(31 * 24)).unwrap();
+        kit.reboot();
+        let pruned = Pruner::new(kit.history.clone())
+            .prune(Some(&own(&kit)), later(5))
+            .unwrap();
+        assert!(pruned.removed > 15, "{pruned:?}");
+        assert!(kit.reopened().was_pruned(later(5), SignedDuration::from_mins(1)));
+    }
+
+    #[test]
+    fn a_boot_long_after_the_newest_commit_waits_before_it_removes_anything() {
+        let mut kit = Kit::new();
+        for n in 0..20 {
+            kit.write("file", format!("{n}"));
+            kit.commit();
+        }
+        let days = 31;
+        kit.history = kit.reopened();
+        let late = Ulid::from_parts(later(days * 24).as_millisecond() as u64, 1);
+        kit.generation = kit.history.begin(late, kit.head.id());
+        let mut pruner = Pruner::new(kit.history.clone());
+        let mut removed = |hours| {
+            pruner
+                .prune(Some(&own(&kit)), later(days * 24 + hours))
+                .unwrap()
+                .removed
+        };
+        assert_eq!(removed(1), 0);
+        assert!(removed(25) > 15);
+    }
+
+    #[test]
+    fn the_line_is_the_one_that_a_boot_follows() {
+        let mut kit = Kit::new();
+        kit.write("file", b"1");
+        let first = kit.commit();
+        let old = kit.reopened();
+        for n in 0..20 {
+            kit.write("file", format!("{n}"));
+            kit.commit();
+        }
+        // Began from the first, and died over its own first.
+        let dead = old.begin(Ulid::generate(), Some(first)).next_id();
+        let path = kit.path("store").join(old.object(dead).unwrap());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, b"").unwrap();
+        Pruner::new(kit.reopened()).prune(None, later(40 * 24)).unwrap();
+        let newest = kit.head.id().unwrap();
+        assert_eq!(kit.reopened().restorable().unwrap()[0], newest);
+        let (listed, _) = kit.reopened().list().unwrap();
+        assert!(listed.iter().any(|listed| listed.meta.id == newest && listed.on_line));
+        kit.recover_to("back").unwrap();
+        assert_eq!(picture(&kit.live()), picture(&kit.path("back")));
+    }
+
+    #[test]
+    fn nothing_is_removed_while_what_is_needed_is_about_to_change() {
+        let mut kit = Kit::new();
+        for n in 0..20 {
+            kit.write("file", format!("{n}"));
+            kit.commit();
+        }
+        let writing = own(&kit);
+        let mut pruner = Pruner::new(kit.history.clone());
+        pruner.survey.look(None, later(5)).unwrap();
+        let old = *pruner.survey.records.keys().next().unwrap();
+        let removes = |now: Option<Own>| {
+            writing.set(now);
+            pruner.remove(old, Some(old.generation), Some(&writing)).unwrap()
+        };
+        let generation = kit.generation.id();
+        let needs = |needs: &[CommitId]| needs.iter().copied().collect();
+        assert!(!removes(None));
+        assert!(!removes(Some(Own {
+            generation,
+            needs: needs(&[old])
+        })));
+        assert!(!removes(Some(Own {
+            generation: Ulid::generate(),
+            needs: needs(&[])
+        })));
+        assert!(removes(Some(Own {
+            generation,
+            needs: needs(&[])
+        })));
     }
 }

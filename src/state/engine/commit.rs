@@ -6,6 +6,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use ulid::Ulid;
 
 use super::{Engine, suspicion};
 use crate::{
@@ -132,6 +133,9 @@ impl Engine {
         if changes.rescan.is_some() {
             self.watch.forget_blindness();
         }
+        if self.upkeep.is_to_begin_anew() {
+            self.begin_anew();
+        }
         let id = self.next.take().unwrap_or_else(|| self.generation.next_id());
         let (writer, captured) = self.capture(id, changes)?;
         let Captured {
@@ -207,6 +211,14 @@ impl Engine {
             generation: self.generation.id(),
             needs: self.head.needs(),
         }
+    }
+
+    /// Goes on in a generation that is newer than that of a rival who has ended.
+    fn begin_anew(&mut self) {
+        self.generation = self.history.begin(Ulid::generate(), self.head.id());
+        self.next = None;
+        self.upkeep.own(self.own());
+        tracing::warn!(generation = %self.generation.id(), "the other supervisor is silent; the commits made here are the ones to follow again");
     }
 
     /// Puts a segment into the store and goes on from it.

@@ -4,8 +4,10 @@
 //! store block this thread and no other. While it is blocked or the store is away, only names of changed paths pile
 //! up, and too many of them become one full look.
 
+mod clock;
 mod commit;
 mod handle;
+mod rival;
 mod suspicion;
 mod upkeep;
 
@@ -238,10 +240,12 @@ impl Engine {
             }
             Command::Finish { deadline, reply } => {
                 self.finishing = Some((deadline, reply));
+                self.upkeep.look();
                 self.pace.apply(Input::Asked, now);
             }
             Command::Pause(reply) => {
                 self.paused = true;
+                self.upkeep.pause();
                 let _ = reply.send(());
             }
             Command::Resume(restored) => {
@@ -249,8 +253,8 @@ impl Engine {
                 if let Some((generation, head)) = restored.map(|restored| *restored) {
                     (self.generation, self.next, self.head) = (generation, None, head);
                     (self.memory, self.first, self.last) = (Memory::default(), true, None);
-                    self.upkeep.own(self.own());
                 }
+                self.upkeep.begun(self.own());
                 self.look_at_all("resumed");
             }
             Command::Roots(roots) => {

@@ -1,68 +1,102 @@
-//! Keeping the store small, on a thread of its own: removing what retention does not keep takes many calls.
+//! Keeping the store small, and an eye on who else writes to it, on a thread of its own: both take many calls.
 
 use std::{
     io,
-    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
 use ulid::Ulid;
 
+use super::{clock::Clock, rival::Rival};
 use crate::{
-    event::{Event, Events},
+    event::{Event, Events, millis},
     state::{
         history::History,
         model::CommitId,
-        prune::{Own, Pruned, Pruner},
+        prune::{Own, Pruner, Writing},
         retain::Record,
     },
+    store::StoreError,
 };
 
 /// From one pruning to the next. The first waits as long: a boot has better things to do.
 const EVERY: Duration = Duration::from_secs(600);
+/// After a commit, until it is seen who else has a generation. Who commits nothing has nobody to look for.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// What the engine tells.
 enum News {
-    /// What this process writes and needs, from now on.
-    Own(Own),
     Committed(CommitId, Record),
+    /// Another generation was begun.
+    Begun,
+    /// Look who else writes, now.
+    Look,
     Stop,
 }
 
 /// The way to the thread. Dropped, it ends the thread when a pruning under way is over.
-pub struct Upkeep(Sender<News>);
+pub struct Upkeep {
+    news: Sender<News>,
+    writing: Arc<Writing>,
+    rival_ended: Arc<AtomicBool>,
+}
 
 impl Upkeep {
     /// # Errors
     /// When there is no thread to be had.
     pub fn start(history: History, own: Own, events: Events) -> io::Result<Upkeep> {
         let (send, news) = mpsc::channel();
-        let keeper = Keeper {
-            pruner: Pruner::new(history.clone()),
-            history,
-            events,
-            own,
-            fenced: false,
+        let keeper = Keeper::new(history, own, events);
+        let upkeep = Upkeep {
+            news: send,
+            writing: Arc::clone(&keeper.writing),
+            rival_ended: Arc::clone(&keeper.rival_ended),
         };
         std::thread::Builder::new()
             .name("state-upkeep".into())
             .spawn(move || keeper.run(&news))?;
-        Ok(Upkeep(send))
+        Ok(upkeep)
     }
 
     pub fn committed(&self, id: CommitId, record: Record, own: Own) {
+        self.own(own);
         self.tell(News::Committed(id, record));
-        self.tell(News::Own(own));
     }
 
+    /// What is written from now on.
     pub fn own(&self, own: Own) {
-        self.tell(News::Own(own));
+        self.writing.set(Some(own));
+    }
+
+    /// When it returns nothing is removed until [`Upkeep::begun`] says what is needed then.
+    pub fn pause(&self) {
+        self.writing.set(None);
+    }
+
+    pub fn begun(&self, own: Own) {
+        self.own(own);
+        self.tell(News::Begun);
+    }
+
+    /// Looks who else writes, without waiting for what is found.
+    pub fn look(&self) {
+        self.tell(News::Look);
+    }
+
+    /// Whether the next commit is to be the first of a new generation, see [`super::rival`]. Says so once.
+    pub fn is_to_begin_anew(&self) -> bool {
+        self.rival_ended.swap(false, Ordering::Relaxed)
     }
 
     fn tell(&self, news: News) {
         // Without upkeep the store grows, and nothing is lost.
-        let _ = self.0.send(news);
+        let _ = self.news.send(news);
     }
 }
 
@@ -76,37 +110,110 @@ struct Keeper {
     history: History,
     pruner: Pruner,
     events: Events,
-    own: Own,
-    /// It has been said that another writes on.
-    fenced: bool,
+    writing: Arc<Writing>,
+    clock: Clock,
+    /// The generation of the last commit that was told.
+    committed: Option<Ulid>,
+    /// Whose commits a boot would follow instead of ours, and since when that was said.
+    rival: Option<(Rival, Instant)>,
+    rival_ended: Arc<AtomicBool>,
+    /// The newest commit of a branch from our base that was spoken of.
+    branch: Option<CommitId>,
 }
 
 impl Keeper {
+    fn new(history: History, own: Own, events: Events) -> Keeper {
+        Keeper {
+            pruner: Pruner::new(history.clone()),
+            history,
+            events,
+            writing: Arc::new(Writing::new(own)),
+            clock: Clock::new(Timestamp::now(), Instant::now()),
+            committed: None,
+            rival: None,
+            rival_ended: Arc::default(),
+            branch: None,
+        }
+    }
+
     fn run(mut self, news: &Receiver<News>) {
-        let mut due = Instant::now() + EVERY;
+        let mut prune_at = Instant::now() + EVERY;
+        let mut look_at = Some(Instant::now() + LOOK);
         loop {
+            let due = look_at.map_or(prune_at, |at| at.min(prune_at));
             match news.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                Ok(News::Own(own)) => self.own = own,
-                Ok(News::Committed(id, record)) => self.pruner.committed(id, record),
+                Ok(News::Committed(id, record)) => {
+                    self.committed = Some(id.generation);
+                    self.pruner.committed(id, record);
+                    look_at = look_at.or_else(|| Some(Instant::now() + LOOK));
+                }
+                Ok(News::Begun) => look_at = look_at.or_else(|| Some(Instant::now() + LOOK)),
+                Ok(News::Look) => look_at = Some(Instant::now()),
                 Ok(News::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
-                    self.prune();
-                    due = Instant::now() + EVERY;
+                    let now = Instant::now();
+                    if look_at.take_if(|at| *at <= now).is_some()
+                        && let Err(error) = self.look(now)
+                    {
+                        tracing::debug!(%error, "who else writes to the store is not known; looked again later");
+                    }
+                    if prune_at <= now {
+                        self.prune(Timestamp::now(), now);
+                        prune_at = Instant::now() + EVERY;
+                    }
                 }
             }
         }
     }
 
-    fn prune(&mut self) {
-        match self.pruner.prune(Some(&self.own), Timestamp::now()) {
-            Ok(Pruned {
-                fenced_by: Some(newer), ..
-            }) => {
-                if !std::mem::replace(&mut self.fenced, true) {
-                    self.events
-                        .emit(fenced(newer, self.history.generations().get(&newer).copied().flatten()));
-                }
+    /// Sees who else writes, and lets them see what we do.
+    fn look(&mut self, now: Instant) -> Result<(), StoreError> {
+        let Some(own) = self.writing.get().map(|own| own.generation) else {
+            return Ok(());
+        };
+        self.history.refresh()?;
+        let Some(newer) = self.history.newer_than(own) else {
+            if let Some((_, since)) = self.rival.take() {
+                let away_ms = millis(now.saturating_duration_since(since));
+                self.events.emit(Event::StoreRecovered { away_ms });
             }
+            if self.committed != Some(own) {
+                self.history.announce(own)?;
+            }
+            return self.look_at_base(own);
+        };
+        let known = self.rival.filter(|(rival, _)| rival.generation == newer);
+        if known.is_none() {
+            self.events.emit(fenced(newer, self.base(newer)));
+        }
+        let rival = Rival::seen(known.map(|(rival, _)| rival), newer, self.history.newest(newer)?, now);
+        self.rival = Some((rival, known.map_or(now, |(_, since)| since)));
+        self.rival_ended.store(rival.is_silent(now), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the supervisor that wrote what we began from goes on writing: from there on that is a branch.
+    fn look_at_base(&mut self, own: Ulid) -> Result<(), StoreError> {
+        let Some(base) = self.base(own) else { return Ok(()) };
+        let newest = self.history.newest(base.generation)?;
+        if let Some(branch) = newest.filter(|newest| *newest > base && Some(*newest) != self.branch) {
+            self.branch = Some(branch);
+            tracing::warn!(%branch, %base, "another supervisor goes on from where this one began; its commits are a branch: stop one of the two");
+        }
+        Ok(())
+    }
+
+    fn base(&self, generation: Ulid) -> Option<CommitId> {
+        self.history.generations().get(&generation).copied().flatten()
+    }
+
+    fn prune(&mut self, shows: Timestamp, at: Instant) {
+        if !self.clock.is_right(shows, at) {
+            tracing::warn!(%shows, "the clock has jumped; no snapshot is thinned by it for a day");
+            return;
+        }
+        match self.pruner.prune(Some(&self.writing), shows) {
+            Ok(pruned) if pruned.fenced_by.is_some() => {}
             Ok(pruned) => {
                 let objects = (pruned.kept + pruned.needed) as u64;
                 if let Some(bytes) = pruned.left {
@@ -133,44 +240,99 @@ fn fenced(newer: Ulid, base: Option<CommitId>) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::tests::kit::Kit;
+    use crate::state::{engine::rival::SILENT, tests::kit::Kit};
+
+    fn own(kit: &Kit) -> Own {
+        Own {
+            generation: kit.generation.id(),
+            needs: kit.head.needs(),
+        }
+    }
+
+    /// Another supervisor that began from `id`.
+    fn other(kit: &Kit, id: Option<CommitId>) -> Kit {
+        let mut newer = Kit::new();
+        newer.history = kit.reopened();
+        newer.generation = newer.history.begin(Ulid::generate(), id);
+        newer
+    }
 
     #[test]
     fn a_newer_generation_is_said_once_and_removes_nothing_here() {
         let mut kit = Kit::new();
         kit.write("a", "1");
         let id = kit.commit();
-        let own = Own {
-            generation: kit.generation.id(),
-            needs: kit.head.needs(),
-        };
         let (events, mut said) = Events::channel();
-        let history = kit.history.clone();
-        let mut keeper = Keeper {
-            pruner: Pruner::new(history.clone()),
-            history,
-            events,
-            own,
-            fenced: false,
-        };
-        keeper.prune();
+        let mut keeper = Keeper::new(kit.history.clone(), own(&kit), events);
+        let prune = |keeper: &mut Keeper| keeper.prune(Timestamp::now(), Instant::now());
+        prune(&mut keeper);
         assert!(
             matches!(said.try_recv(), Ok(Event::StoreMeasured { bytes: 0, .. })),
             "not told of its own commit yet"
         );
-        let other = kit.reopened();
-        let mut newer = Kit::new();
-        newer.generation = other.begin(Ulid::generate(), Some(id));
-        newer.history = other;
+        let mut newer = other(&kit, Some(id));
         newer.write("b", "1");
         newer.commit();
-        keeper.prune();
-        keeper.prune();
+        for _ in 0..2 {
+            keeper.look(Instant::now()).unwrap();
+            prune(&mut keeper);
+        }
         let Ok(Event::StoreFenced { by, why }) = said.try_recv() else {
             panic!("nothing said")
         };
         assert_eq!(by, newer.generation.id().to_string());
         assert!(why.contains(&id.to_string()), "{why}");
         assert!(said.try_recv().is_err());
+    }
+
+    #[test]
+    fn one_that_has_committed_nothing_is_seen_by_the_one_it_began_from() {
+        let mut kit = Kit::new();
+        kit.write("a", "1");
+        let id = kit.commit();
+        let newer = other(&kit, Some(id));
+        let (events, _) = Events::channel();
+        Keeper::new(newer.history.clone(), own(&newer), events)
+            .look(Instant::now())
+            .unwrap();
+        let (events, mut said) = Events::channel();
+        let mut keeper = Keeper::new(kit.history.clone(), own(&kit), events);
+        keeper.look(Instant::now()).unwrap();
+        assert!(matches!(said.try_recv(), Ok(Event::StoreFenced { .. })));
+        // But a boot goes on from what was committed.
+        kit.write("a", "2");
+        let two = kit.commit();
+        assert_eq!(kit.reopened().restorable().unwrap()[0], two);
+        // Nobody takes away what it began from.
+        let pruned = Pruner::new(kit.reopened()).prune(None, Timestamp::now() + jiff::SignedDuration::from_hours(48));
+        pruned.unwrap();
+        assert!(kit.object_path(id).exists());
+    }
+
+    #[test]
+    fn a_rival_that_has_ended_is_not_left_the_line() {
+        let mut kit = Kit::new();
+        kit.write("a", "1");
+        let id = kit.commit();
+        let mut newer = other(&kit, Some(id));
+        newer.write("b", "1");
+        newer.commit();
+        kit.write("a", "2");
+        let last = kit.commit();
+        let (events, mut said) = Events::channel();
+        let mut keeper = Keeper::new(kit.history.clone(), own(&kit), events);
+        let began = Instant::now();
+        for (at, ended) in [(began, false), (began + SILENT, true)] {
+            keeper.look(at).unwrap();
+            assert_eq!(keeper.rival_ended.load(Ordering::Relaxed), ended);
+        }
+        kit.generation = kit.history.begin(Ulid::generate(), Some(last));
+        keeper.writing.set(Some(own(&kit)));
+        kit.write("a", "3");
+        let first = kit.commit();
+        assert_eq!(kit.reopened().restorable().unwrap(), [first, last, id]);
+        keeper.look(began + SILENT).unwrap();
+        assert!(matches!(said.try_recv(), Ok(Event::StoreFenced { .. })));
+        assert!(matches!(said.try_recv(), Ok(Event::StoreRecovered { .. })));
     }
 }

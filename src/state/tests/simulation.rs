@@ -20,7 +20,7 @@ use crate::{
         history::{Generation, History},
         lineage::Stretch,
         model::{Delta, Entry, Extent, Kind, Meta, Reason},
-        prune::{Own, Pruned, Pruner},
+        prune::{Own, Pruned, Pruner, Writing},
         retain::Record,
         segment::{Segment, SegmentWriter, line::extents_of},
     },
@@ -105,7 +105,7 @@ impl Agent {
     /// A new container: everything that is known comes from the store.
     fn boot(&mut self) {
         self.history = History::open(self.history.store().clone(), "default", None).unwrap();
-        let tip = self.history.line()[0].generation;
+        let tip = self.history.line().unwrap()[0].generation;
         let newest = *self.history.commits(tip).unwrap().last().unwrap();
         assert_eq!(Some(newest), self.head.id());
         let head = self.history.load(newest).unwrap();
@@ -150,10 +150,10 @@ impl Agent {
     }
 
     fn prune(&mut self) -> Pruned {
-        let own = Own {
+        let own = Writing::new(Own {
             generation: self.generation.id(),
             needs: self.head.needs(),
-        };
+        });
         self.pruner.prune(Some(&own), self.now).unwrap()
     }
 
@@ -315,6 +315,6 @@ fn a_year_of_a_busy_agent_stays_small_and_cheap() {
         }
         agent.pass(24 * HOUR - agent.now.duration_since(begun).as_secs());
     }
-    let line: Vec<Stretch> = agent.history.line();
+    let line: Vec<Stretch> = agent.history.line().unwrap();
     assert_eq!(line[0].generation, agent.generation.id());
 }
