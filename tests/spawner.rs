@@ -36,8 +36,25 @@ async fn a_death_by_signal_is_told_as_one() {
     let mut child = spawner.spawn(Spawn::new(["sleep", "1000"])).unwrap();
     kill(child.pid(), Signal::SIGKILL).unwrap();
     let exit = child.wait().await;
-    assert_eq!(exit, Exit::Signal(Signal::SIGKILL));
+    assert_eq!(exit, Exit::Signal(9));
     assert_eq!(exit.status(), 137);
+}
+
+/// They have no names, and a reaper that knows signals by their names alone stumbles over the first who dies of one.
+#[tokio::test]
+async fn a_death_by_a_real_time_signal_is_told_and_holds_up_nobody() {
+    let spawner = spawner();
+    for signal in [34, 64] {
+        let orphan = format!("(sh -c 'kill -{signal} $$' &); sleep 0.1; kill -{signal} $$");
+        let mut child = spawner.spawn(shell(&orphan)).unwrap();
+        let exit = tokio::time::timeout(PATIENCE, child.wait()).await.unwrap();
+        assert_eq!((exit, exit.status()), (Exit::Signal(signal), 128 + signal));
+        let mut after = spawner.spawn(shell("exit 5")).unwrap();
+        assert_eq!(
+            tokio::time::timeout(PATIENCE, after.wait()).await.unwrap(),
+            Exit::Code(5)
+        );
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,6 @@
 use std::{ffi::OsString, os::unix::ffi::OsStrExt};
 
 use clap::{Args, CommandFactory, error::ErrorKind};
-use nix::sys::signal::Signal;
 
 use super::Cli;
 use crate::pid1::{exec, signals};
@@ -16,13 +15,13 @@ pub struct Exec {
     single_child: bool,
     /// Forward signal TO where FROM comes; a TO of 0 drops it
     #[arg(short, long, value_name = "FROM:TO", value_parser = signals::parse_rewrite)]
-    rewrite: Vec<(Signal, Option<Signal>)>,
+    rewrite: Vec<(i32, Option<i32>)>,
     /// Exit 0 where the command exits with CODE
     #[arg(short = 'e', long, value_name = "CODE", value_parser = clap::value_parser!(u8))]
     remap_exit: Vec<u8>,
     /// Ask for SIGNAL when the parent of this process dies
     #[arg(short, long, value_name = "SIGNAL", value_parser = signals::parse)]
-    pdeathsig: Option<Signal>,
+    pdeathsig: Option<i32>,
     /// Reap orphans although this is not PID 1
     #[arg(short, long)]
     subreaper: bool,

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
+use nix::libc;
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
 
@@ -322,7 +322,7 @@ fn default_services(machine: &Machine) -> Vec<Service> {
         ready: Some(Probe::ready(http("readyz", "ready"))),
         live: Some(Probe::live(http("healthz", "ok"))),
         stop: Stop {
-            signal: Signal::SIGTERM,
+            signal: libc::SIGTERM,
             timeout: Duration::from_secs(330),
         },
         env: [("NODE_OPTIONS".to_owned(), "--max-old-space-size=1536".to_owned())].into(),
@@ -398,7 +398,7 @@ mod tests {
         assert_eq!(gateway.command[0], "openclaw");
         assert_eq!(gateway.ready.as_ref().unwrap().timeout, Duration::from_secs(9));
         assert!(gateway.live.is_some());
-        assert_eq!((echo.restart, echo.stop.signal), (Restart::Never, Signal::SIGINT));
+        assert_eq!((echo.restart, echo.stop.signal), (Restart::Never, libc::SIGINT));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use nix::sys::signal::Signal;
+use nix::libc;
 
 /// One supervised service.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,7 +58,8 @@ pub enum OnCrashLoop {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stop {
-    pub signal: Signal,
+    /// Its number.
+    pub signal: i32,
     /// From the signal to SIGKILL for the whole tree.
     pub timeout: Duration,
 }
@@ -107,7 +108,7 @@ impl Service {
             ready: None,
             live: None,
             stop: Stop {
-                signal: Signal::SIGTERM,
+                signal: libc::SIGTERM,
                 timeout: Duration::from_secs(10),
             },
             env: BTreeMap::new(),

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
+use crate::pid1::signals;
+
 use super::{
     Config, names,
     service::{Check, OnCrashLoop, Probe, Restart, Service},
@@ -98,7 +100,10 @@ fn service(service: &Service) -> Table {
         (
             "stop",
             Value::Table(table([
-                ("signal", service.stop.signal.as_str().trim_start_matches("SIG").into()),
+                (
+                    "signal",
+                    signals::name(service.stop.signal).trim_start_matches("SIG").into(),
+                ),
                 ("timeout", duration(service.stop.timeout).into()),
             ])),
         ),

@@ -82,7 +82,7 @@ mod tests {
         };
         let ((mut orphan, _input), (mut other, until)) = (start(&ours), start(&theirs));
         end(&ours).await.unwrap();
-        assert_eq!(orphan.wait().await, Exit::Signal(Signal::SIGTERM));
+        assert_eq!(orphan.wait().await, Exit::Signal(Signal::SIGTERM as i32));
         assert_eq!(processes::gateways_on(&theirs), [other.pid()]);
         drop(until);
         assert_eq!(other.wait().await, Exit::Code(1));

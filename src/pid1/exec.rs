@@ -7,19 +7,20 @@ use std::{ffi::OsString, io::Write, os::fd::AsFd};
 
 use nix::{
     errno::Errno,
+    libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl,
-        signal::{SigSet, Signal, kill, killpg, raise},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
+        signal::{SigSet, Signal, raise},
     },
     unistd::{Pid, getpid},
 };
 
 use super::{
-    launch::{self, Group, Launch},
+    launch::{self, EXEC_PATIENCE, Group, Launch},
     lookup::{self, NotFound},
-    terminal,
+    signals, terminal,
+    wait::{self, Change},
 };
 
 /// How to run the command.
@@ -28,25 +29,23 @@ pub struct Options {
     /// Signals go to the child only, not to its process group.
     pub single_child: bool,
     /// What to forward in place of a signal; `None` drops it.
-    pub rewrite: Vec<(Signal, Option<Signal>)>,
+    pub rewrite: Vec<(i32, Option<i32>)>,
     /// Exit codes of the child that become 0.
     pub remap: Vec<i32>,
     /// Sent to us when our parent dies.
-    pub pdeathsig: Option<Signal>,
+    pub pdeathsig: Option<i32>,
     pub subreaper: bool,
     pub warn_on_reap: bool,
     pub verbose: bool,
 }
 
-/// The program may sit on a file system that hangs; signals and orphans have to be seen to all the same.
-const EXEC_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
-
 /// Runs the command to its end. Returns its exit code, 128 and the signal's number, or 127/126 when it cannot be run.
 pub fn exec(options: &Options, argv: Vec<OsString>) -> i32 {
     let callers = SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty());
     let _ = SigSet::all().thread_block();
+    signals::hear_of_children();
     if let Some(signal) = options.pdeathsig
-        && let Err(errno) = prctl::set_pdeathsig(signal)
+        && let Err(errno) = signals::at_parents_death(signal)
     {
         say(&format!("no signal will come when the parent dies: {errno}"));
     }
@@ -117,16 +116,16 @@ struct Watch<'a> {
 impl Watch<'_> {
     fn run(mut self) -> i32 {
         loop {
-            let Ok(signal) = SigSet::all().wait() else { continue };
-            match signal {
-                Signal::SIGCHLD => {
+            match signals::wait(&SigSet::all()) {
+                Ok(libc::SIGCHLD) => {
                     self.reap();
                     if let Some(code) = self.exit {
                         self.end();
                         return if self.options.remap.contains(&code) { 0 } else { code };
                     }
                 }
-                signal => self.forward(signal),
+                Ok(signal) => self.forward(signal),
+                Err(_) => {}
             }
         }
     }
@@ -134,12 +133,11 @@ impl Watch<'_> {
     /// Takes the status of everything that has ended by now.
     fn reap(&mut self) {
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
-                Ok(WaitStatus::Exited(pid, code)) => self.reaped(pid, code),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => self.reaped(pid, 128 + signal as i32),
-                Ok(WaitStatus::Stopped(pid, signal)) if pid == self.child => self.stopped(signal),
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
-                Ok(_) | Err(_) => {}
+            match wait::take(None, libc::WUNTRACED) {
+                Ok(Some((pid, Change::Ended(exit)))) => self.reaped(pid, exit.status()),
+                Ok(Some((pid, Change::Stopped(signal)))) if pid == self.child => self.stopped(signal),
+                Ok(Some(_)) | Err(Errno::EINTR) => {}
+                Ok(None) | Err(_) => return,
             }
         }
     }
@@ -154,16 +152,17 @@ impl Watch<'_> {
     }
 
     /// The child was stopped. As a job of a shell we stop too, so that the shell has its terminal back.
-    fn stopped(&self, signal: Signal) {
-        self.verbose(|| format!("the command was stopped by {signal}"));
+    fn stopped(&self, signal: i32) {
+        self.verbose(|| format!("the command was stopped by {}", signals::name(signal)));
         if matches!(self.group, Group::Job { .. }) {
             terminal::take_back(self.child);
             let _ = raise(Signal::SIGSTOP);
         }
     }
 
-    fn forward(&self, signal: Signal) {
-        let job_stop = matches!(signal, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU);
+    fn forward(&self, signal: i32) {
+        let name = signals::name(signal);
+        let job_stop = matches!(signal, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU);
         let rewritten = self
             .options
             .rewrite
@@ -173,25 +172,25 @@ impl Watch<'_> {
             .map(|(_, to)| *to);
         let to = match rewritten {
             Some(None) => {
-                self.verbose(|| format!("{signal} dropped"));
+                self.verbose(|| format!("{name} dropped"));
                 return;
             }
             Some(Some(to)) => to,
             // A session of its own has nobody to wake it from a terminal's stop, so the kernel ignores those there.
-            None if job_stop => Signal::SIGSTOP,
+            None if job_stop => libc::SIGSTOP,
             None => signal,
         };
-        if signal == Signal::SIGCONT && matches!(self.group, Group::Job { .. }) {
+        if signal == libc::SIGCONT && matches!(self.group, Group::Job { .. }) {
             terminal::hand_over(self.child);
         }
         let sent = if self.options.single_child {
-            kill(self.child, to)
+            signals::send(self.child, to)
         } else {
-            killpg(self.child, to)
+            signals::send_group(self.child, to)
         };
-        self.verbose(|| match sent {
-            Ok(()) => format!("{signal} forwarded as {to}"),
-            Err(errno) => format!("{signal} could not be forwarded as {to}: {errno}"),
+        self.verbose(|| match (sent, signals::name(to)) {
+            (Ok(()), to) => format!("{name} forwarded as {to}"),
+            (Err(errno), to) => format!("{name} could not be forwarded as {to}: {errno}"),
         });
         if job_stop {
             let _ = raise(Signal::SIGSTOP);

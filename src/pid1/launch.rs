@@ -12,6 +12,7 @@ use std::{
     },
     path::{Path, PathBuf},
     ptr,
+    time::Duration,
 };
 
 use nix::{
@@ -21,6 +22,10 @@ use nix::{
     sys::signal::SigSet,
     unistd::{ForkResult, Pid, fork, pipe2},
 };
+
+/// How long a fork's child may take to become its program before it counts as started: the program may lie on a file
+/// system that hangs, and signals and orphans have to be seen to all the same.
+pub const EXEC_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where one of a child's standard streams leads.
 #[derive(Debug)]
@@ -218,7 +223,7 @@ impl Verdict {
     /// Waits until the child has become the program, or says why it could not. The end of the child's life also ends
     /// the wait; a program on a file system that hangs is given up after `patience` and counts as started, its exit
     /// status will tell.
-    pub fn wait(self, patience: std::time::Duration) -> Result<(), Errno> {
+    pub fn wait(self, patience: Duration) -> Result<(), Errno> {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use std::os::fd::AsFd;
 

@@ -16,9 +16,11 @@ mod role;
 pub mod signals;
 mod spawner;
 mod terminal;
+mod wait;
 
 pub use launch::Stdio;
 pub use lookup::NotFound;
-pub use reaper::{Child, Exit};
+pub use reaper::Child;
 pub use role::{Role, take_role};
 pub use spawner::{Output, RunError, Spawn, SpawnError, Spawner};
+pub use wait::Exit;

@@ -16,37 +16,15 @@ use nix::{
     sys::{
         pthread::{Pthread, pthread_kill},
         signal::{SigSet, Signal},
-        wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
     },
     unistd::Pid,
 };
 use tokio::sync::oneshot;
 
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    Code(i32),
-    Signal(Signal),
-}
-
-impl Exit {
-    /// The exit code as a shell has it: the code, or 128 and the signal's number.
-    pub fn status(self) -> i32 {
-        match self {
-            Exit::Code(code) => code,
-            Exit::Signal(signal) => 128 + signal as i32,
-        }
-    }
-}
-
-impl std::fmt::Display for Exit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Exit::Code(code) => write!(f, "exit code {code}"),
-            Exit::Signal(signal) => write!(f, "killed by {signal}"),
-        }
-    }
-}
+use super::{
+    signals,
+    wait::{self, Change, Exit},
+};
 
 /// A child whose exit status will be told. Dropping it neither ends the process nor leaves a zombie.
 #[derive(Debug)]
@@ -128,22 +106,18 @@ fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
 
 fn reap(table: &Mutex<Table>, children: &SigSet) {
     // Looks without taking: the status is taken under the lock.
-    let pid = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
-        Ok(status) => status.pid(),
-        Err(Errno::ECHILD) => {
-            let _ = children.wait();
+    let pid = match wait::ended() {
+        Ok(pid) => pid,
+        Err(Errno::EINTR) => return,
+        // There is no child.
+        Err(_) => {
+            let _ = signals::wait(children);
             return;
         }
-        Err(_) => return,
     };
-    let Some(pid) = pid else { return };
     let mut table = lock(table);
-    let exit = match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
-        Ok(WaitStatus::Exited(_, code)) => Exit::Code(code),
-        Ok(WaitStatus::Signaled(_, signal, _)) => Exit::Signal(signal),
-        // A signal that has no name (real time) ends a process too.
-        Err(Errno::EINVAL) => Exit::Code(1),
-        _ => return,
+    let Ok(Some((pid, Change::Ended(exit)))) = wait::take(Some(pid), 0) else {
+        return;
     };
     if let Some(waiting) = table.remove(&pid) {
         let _ = waiting.send(exit);

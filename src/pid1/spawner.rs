@@ -21,13 +21,13 @@ use nix::{
 use tokio::io::AsyncReadExt;
 
 use super::{
-    launch::{self, Group, Launch, Stdio},
+    launch::{self, EXEC_PATIENCE, Group, Launch, Stdio},
     lookup::{self, NotFound},
-    reaper::{Child, Exit, Reaper},
+    reaper::{Child, Reaper},
+    signals,
+    wait::Exit,
 };
 
-/// How long a fork's child may take to become its program before it counts as started.
-const EXEC_PATIENCE: Duration = Duration::from_secs(2);
 /// What is kept of each stream of a command that is [run](Spawner::run).
 const OUTPUT_MAX: u64 = 1 << 20;
 
@@ -144,6 +144,7 @@ impl Spawner {
             return Ok(spawner.clone());
         }
         let mask = SigSet::thread_get_mask()?;
+        signals::hear_of_children();
         // Pending while blocked, it wakes the reaper even when the first child of all is somebody else's orphan.
         // Threads started from here on inherit this; a child gets the mask from before.
         SigSet::from(Signal::SIGCHLD).thread_block()?;

@@ -5,7 +5,10 @@ use std::fmt::Write;
 use jiff::Timestamp;
 
 use super::status::{BrowserState, CallbackState, Exit, Service, Status, StoreState};
-use crate::event::{Phase, ServiceState};
+use crate::{
+    event::{Phase, ServiceState},
+    pid1::signals,
+};
 
 /// Text of several lines; with terminal colours if `colour`.
 pub fn render(status: &Status, colour: bool) -> String {
@@ -136,8 +139,7 @@ fn row(name: &str, service: &Service) -> [String; 7] {
 fn exit(exit: &Exit) -> String {
     let how = match (exit.code, exit.signal) {
         (Some(code), _) => format!("code {code}"),
-        (None, Some(signal)) => nix::sys::signal::Signal::try_from(signal)
-            .map_or_else(|_| format!("signal {signal}"), |signal| signal.as_str().to_owned()),
+        (None, Some(signal)) => signals::name(signal).into_owned(),
         (None, None) => "unknown".to_owned(),
     };
     let why = match (exit.oom, exit.intended) {

@@ -20,6 +20,8 @@ use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
 
+use crate::pid1::signals;
+
 use super::{
     procfs::{self, Process, Table},
     scores::Scores,
@@ -82,8 +84,8 @@ impl Tree {
     }
 
     /// Tells the main process to end. One that is stopped hears it too.
-    pub fn terminate(&self, signal: Signal) {
-        let _ = kill(self.main, signal);
+    pub fn terminate(&self, signal: i32) {
+        let _ = signals::send(self.main, signal);
         let _ = killpg(self.main, Signal::SIGCONT);
     }
 

@@ -6,6 +6,7 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 
+use moltinit::pid1::signals;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -123,7 +124,7 @@ fn the_exit_code_is_the_commands() {
 #[test]
 fn a_death_by_signal_is_128_and_its_number() {
     for role in BOTH {
-        for signal in [1, 2, 3, 6, 9, 10, 11, 13, 14, 15, 31] {
+        for signal in [1, 2, 3, 6, 9, 10, 11, 13, 14, 15, 31, 34, 64] {
             let script = format!("ulimit -c 0; kill -{signal} $$; sleep 100");
             assert_eq!(code(role, &["sh", "-c", &script]), 128 + signal, "{role:?}");
         }
@@ -167,8 +168,8 @@ fn what_cannot_be_run_is_named() {
     }
 }
 
-/// Every signal that can be caught and whose forwarding is not the terminal's business.
-fn forwardable() -> impl Iterator<Item = Signal> {
+/// Every signal that can be caught and whose forwarding is not the terminal's business, the real-time ones among them.
+fn forwardable() -> impl Iterator<Item = i32> {
     let apart = [
         Signal::SIGKILL,
         Signal::SIGSTOP,
@@ -180,7 +181,8 @@ fn forwardable() -> impl Iterator<Item = Signal> {
     let last = Signal::SIGTERM;
     Signal::iterator()
         .filter(move |signal| !apart.contains(signal) && *signal != last)
-        .chain([last])
+        .map(|signal| signal as i32)
+        .chain([34, 37, 64, last as i32])
 }
 
 #[test]
@@ -189,8 +191,8 @@ fn every_signal_is_forwarded() {
         let mut running = Running::start(role, &["--", "python3", LISTENER]);
         assert_eq!(running.line(), "ready");
         for signal in forwardable() {
-            running.signal(signal);
-            assert_eq!(running.line(), (signal as i32).to_string(), "{role:?}");
+            signals::send(running.pid, signal).unwrap();
+            assert_eq!(running.line(), signal.to_string(), "{role:?}");
         }
         assert_eq!(running.end(), 0);
     }
@@ -206,6 +208,8 @@ fn signals_are_rewritten_and_dropped() {
             "2:0",
             "-r",
             "TSTP:USR2",
+            "-r",
+            "RTMIN+3:TERM",
             "--",
             "python3",
             LISTENER,
@@ -217,7 +221,8 @@ fn signals_are_rewritten_and_dropped() {
             running.signal(signal);
             assert_eq!(running.line(), expected, "INT was dropped, {signal} was not");
         }
-        running.signal(Signal::SIGTERM);
+        // As `docker stop` does with an image that has systemd's STOPSIGNAL.
+        signals::send(running.pid, 37).unwrap();
         assert_eq!(running.line(), "15");
         assert_eq!(running.end(), 0);
     }
@@ -235,9 +240,14 @@ fn signals_go_to_the_group_or_to_the_child_alone() {
         let alone = format!("python3 {LISTENER} grandchild- & trap 'echo child; exit 4' USR1; while :; do wait; done");
         let mut running = Running::start(role, &["-c", "--", "sh", "-c", &alone]);
         assert_eq!(running.line(), "grandchild-ready");
+        let grandchildren = process::children(running.child());
         running.signal(Signal::SIGUSR1);
         assert_eq!(running.line(), "child", "and the grandchild heard nothing before it");
         assert_eq!(running.end(), 4);
+        // Who is left of a subreaper's tree is nobody's.
+        for grandchild in grandchildren {
+            let _ = kill(Pid::from_raw(grandchild), Signal::SIGKILL);
+        }
     }
 }
 
@@ -325,6 +335,15 @@ fn the_child_has_the_callers_environment_directory_and_mask() {
     let ignored = run(&["grep", "SigIgn", "/proc/self/status"]);
     let ignored = u64::from_str_radix(ignored.trim_start_matches("SigIgn:").trim(), 16).unwrap();
     assert_eq!(ignored & 0x7fff_ffff, 0, "neither SIGPIPE nor anything else");
+}
+
+/// Who ignores SIGCHLD has the kernel reap for it, and passes that on to whom it starts.
+#[test]
+fn a_caller_that_ignores_its_children_does_not_make_it_deaf() {
+    let script = format!("trap '' CHLD; exec {MOLTINIT} exec -s -- sh -c 'exit 7'");
+    let mut deaf = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    let status = eventually("its end", PATIENCE, || deaf.try_wait().unwrap());
+    assert_eq!(status.code(), Some(7));
 }
 
 /// What may be wrong with the surroundings of a PID 1 without ending it.

@@ -3,7 +3,7 @@
 import os, signal, sys
 
 CANNOT = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
-every = {signal.Signals(n) for n in range(1, 32)} - CANNOT
+every = set(signal.valid_signals()) - CANNOT
 signal.pthread_sigmask(signal.SIG_BLOCK, every)
 
 
