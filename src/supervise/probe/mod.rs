@@ -65,9 +65,9 @@ impl Prober {
         let mut failures = Failures::new(probe.failures);
         loop {
             sleep(probe.every).await;
-            let lost = self.pulse.lost();
+            let away = self.pulse.away();
             let answer = self.ask(&probe.check, probe.timeout).await;
-            if self.pulse.lost() > lost {
+            if self.pulse.away() > away {
                 info!(service = self.service.name, "probed across a freeze; asking again");
                 failures.forget();
                 continue;
