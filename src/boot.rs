@@ -13,6 +13,7 @@ use std::{collections::HashMap, io, sync::Arc, time::Duration};
 use tokio::runtime;
 use ulid::Ulid;
 
+pub use self::signals::Early;
 use self::{commands::Commands, keeper::Keeper, late::Late, signals::Stops};
 use crate::{
     browser::{self, upstream::Upstream},
@@ -43,9 +44,7 @@ pub enum BootError {
     #[error(transparent)]
     Config(#[from] Problems),
     #[error(transparent)]
-    Port(#[from] BindError),
-    #[error(transparent)]
-    Socket(#[from] report::http::SocketError),
+    Bind(#[from] BindError),
     #[error("the machine refuses {0}: {1}; it is out of threads, memory or file descriptors")]
     Machine(&'static str, io::Error),
 }
@@ -82,7 +81,7 @@ impl Checked {
 ///
 /// # Errors
 /// Nothing was started.
-pub fn run(checked: Checked) -> Result<i32, BootError> {
+pub fn run(checked: Checked, early: &Early) -> Result<i32, BootError> {
     let role = take_role();
     // Before any other thread: all of them must leave SIGCHLD to the reaper.
     let spawner = Spawner::start().map_err(|error| BootError::Machine("a reaper", error))?;
@@ -93,20 +92,20 @@ pub fn run(checked: Checked) -> Result<i32, BootError> {
         .enable_all()
         .build()
         .map_err(|error| BootError::Machine("an event loop", error))?;
-    let code = runtime.block_on(supervise(checked, role, spawner));
+    let code = runtime.block_on(supervise(checked, role, spawner, early));
     // Threads that hang in the store end with the process.
     runtime.shutdown_background();
     code
 }
 
-async fn supervise(checked: Checked, role: Role, spawner: Spawner) -> Result<i32, BootError> {
+async fn supervise(checked: Checked, role: Role, spawner: Spawner, early: &Early) -> Result<i32, BootError> {
     let Checked {
         config,
         settings,
         upstream,
     } = checked;
-    let mut stops = Stops::listen().map_err(|error| BootError::Machine("signal handlers", error))?;
-    let port = report::bind(config.http_addr).await?;
+    let mut stops = Stops::listen(early).map_err(|error| BootError::Machine("signal handlers", error))?;
+    let doors = report::bind(config.http_addr, &config.run_dir).await?;
 
     let boot = Ulid::generate();
     let (events, said) = Events::channel();
@@ -145,7 +144,7 @@ async fn supervise(checked: Checked, role: Role, spawner: Spawner) -> Result<i32
         gateway,
         late: Arc::clone(&late),
     };
-    report.serve(port, Arc::new(commands))?;
+    report.serve(doors, Arc::new(commands));
     if let Some(upstream) = upstream {
         late.open(upstream).await;
     }

@@ -209,7 +209,7 @@ async fn keep(
     let up = services.clone();
     let said = events.clone();
     tokio::spawn(async move {
-        up.until_ready("gateway").await;
+        up.until_up("gateway").await;
         said.emit(Event::BootPhase { phase: Phase::Done });
     });
     if !restored && let Ok(found) = found.await {

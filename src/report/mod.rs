@@ -34,12 +34,18 @@ mod tests;
 pub mod web;
 mod webhook;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::serve::ListenerExt;
 use jiff::Timestamp;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, UnixListener},
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::Instant,
@@ -83,12 +89,20 @@ impl Place {
     }
 }
 
-/// The address cannot be listened on.
+/// The ways in: a port, and the control socket in the run directory.
+#[derive(Debug)]
+pub struct Doors {
+    pub port: TcpListener,
+    socket: UnixListener,
+}
+
+/// There is no way in.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {addr}: {source}{}", hint(source))]
-pub struct BindError {
-    addr: SocketAddr,
-    source: io::Error,
+pub enum BindError {
+    #[error("cannot listen on {addr}: {source}{}", hint(source))]
+    Port { addr: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Socket(#[from] http::SocketError),
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -100,14 +114,18 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Takes the port for [`Report::serve`]. Early, so that a busy one is found before anything is started.
+/// Takes the ways in for [`Report::serve`]. Before anything else is begun: a second moltinit in the same place must not
+/// touch what belongs to the first.
 ///
 /// # Errors
-/// The port is taken, or the address is not of this machine.
-pub async fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(addr)
-        .await
-        .map_err(|source| BindError { addr, source })
+/// The port is taken, or the address is not of this machine; the control socket cannot be made, or another moltinit
+/// answers on it.
+pub async fn bind(addr: SocketAddr, run_dir: &Path) -> Result<Doors, BindError> {
+    let socket = http::socket(&run_dir.join(SOCKET))?;
+    match TcpListener::bind(addr).await {
+        Ok(port) => Ok(Doors { port, socket }),
+        Err(source) => Err(BindError::Port { addr, source }),
+    }
 }
 
 /// The running report.
@@ -158,11 +176,8 @@ impl Report {
         })
     }
 
-    /// Serves the routes on `listener`, and without a token on the control socket in the run directory.
-    ///
-    /// # Errors
-    /// The control socket cannot be made, or another moltinit answers on it.
-    pub fn serve(&self, listener: TcpListener, control: Arc<dyn Control>) -> Result<(), http::SocketError> {
+    /// Serves the routes on the port, and without a token on the control socket.
+    pub fn serve(&self, doors: Doors, control: Arc<dyn Control>) {
         let shared = Arc::new(http::Shared::new(
             self.board.clone(),
             self.outbox.clone(),
@@ -170,12 +185,13 @@ impl Report {
             control,
             self.place.boot,
         ));
-        let socket = http::socket(&self.place.run_dir.join(SOCKET))?;
-        tokio::spawn(http::serve(socket, http::router(shared.clone(), http::Way::Socket)));
+        tokio::spawn(http::serve(
+            doors.socket,
+            http::router(shared.clone(), http::Way::Socket),
+        ));
         // Without it an answer in two parts waits for the first to be acknowledged.
-        let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-        tokio::spawn(http::serve(listener, http::router(shared, http::Way::Network)));
-        Ok(())
+        let port = doors.port.tap_io(|stream| drop(stream.set_nodelay(true)));
+        tokio::spawn(http::serve(port, http::router(shared, http::Way::Network)));
     }
 
     /// Everything as it is now, every age filled in.
@@ -191,9 +207,14 @@ impl Report {
     /// Ends when every event emitted before is stored, and what is undelivered is in the data directory for the
     /// next container. Call it right before the last commit.
     pub async fn carry(&self) {
-        self.settle().await;
-        if let Err(error) = self.outbox.carry().await {
-            tracing::error!(%error, "undelivered events are lost with this container");
+        let carried = async {
+            self.settle().await;
+            self.outbox.carry().await.map_err(|error| error.to_string())
+        };
+        // A disk that hangs must not cost the commit.
+        let carried = tokio::time::timeout(CARRY_BUDGET, carried).await;
+        if let Err(error) = carried.unwrap_or_else(|_| Err("the disk does not answer".into())) {
+            tracing::error!(error, "undelivered events are lost with this container");
         }
     }
 
@@ -219,5 +240,5 @@ impl Report {
     }
 }
 
-/// For the last copy of what could not be delivered.
-const CARRY_BUDGET: Duration = Duration::from_secs(2);
+/// For a copy of what could not be delivered.
+const CARRY_BUDGET: Duration = Duration::from_secs(5);

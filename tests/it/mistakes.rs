@@ -88,6 +88,85 @@ fn a_busy_port_is_named() {
     );
 }
 
+/// It must not so much as open what the first one is writing.
+#[test]
+fn a_second_moltinit_in_the_same_place_begins_nothing() {
+    let disk = Disk::new();
+    let first = stand_in(&disk, &disk.path("store"));
+    first.wait_for("/readyz", PATIENCE);
+    let other = Disk::new();
+    let (file, began) = (other.path("moltinit.toml"), other.path("began"));
+    let text = format!("[[service]]\nname = \"early\"\ncommand = [\"touch\", {began:?}]\n");
+    fs::write(&file, text).unwrap();
+    let env = [
+        ("MOLTINIT_CONFIG", file.to_str().unwrap()),
+        ("MOLTINIT_RUN_DIR", disk.path("run").to_str().unwrap()),
+    ]
+    .map(|(name, value)| (name, value.to_owned()));
+    let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let output = moltinit(&other, &env, &["run"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("another moltinit answers"), "{}", said(&output));
+    assert!(!began.exists() && !other.path("data").exists() && !other.path("store").exists());
+    event(&first, "boot.started");
+    assert_eq!(
+        first.get("/events?after=0").unwrap().json()["boots"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+}
+
+/// A service that always fails and shall end the supervisor then.
+const HOPELESS: &str = "[[service]]\nname = \"gateway\"\nafter = []\ncommand = [\"sh\", \"-c\", \"exit 3\"]\n\
+                        on_crash_loop = \"exit\"\ncrash_loop = { restarts = 1, within = \"1m\" }\n";
+
+/// Called by one that ignores SIGCHLD, so that the kernel would reap for it and tell nobody.
+#[test]
+fn a_crash_loop_is_exit_code_70_whoever_called() {
+    let disk = Disk::new();
+    let file = disk.path("moltinit.toml");
+    fs::write(&file, HOPELESS).unwrap();
+    let log = disk.path("log");
+    let mut run = Command::new("env")
+        .args(["--ignore-signal=CHLD", MOLTINIT, "run"])
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .env("HOME", disk.path("home"))
+        .env("MOLTINIT_CONFIG", &file)
+        .env("MOLTINIT_STORE", disk.path("store"))
+        .env("MOLTINIT_DATA_DIR", disk.path("data"))
+        .env("MOLTINIT_RUN_DIR", disk.path("run"))
+        .env("MOLTINIT_HTTP_ADDR", "127.0.0.1:0")
+        .stderr(fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let status = eventually("its end", PATIENCE, || run.try_wait().unwrap());
+    let log = fs::read_to_string(log).unwrap();
+    assert_eq!(status.code(), Some(70), "{log}");
+    assert!(log.contains("exit code 3") && log.contains("crash loop"), "{log}");
+    let roles = log.matches("running as a child subreaper").count();
+    assert_eq!(roles, 1, "{log}");
+}
+
+/// PID 1 is sent nothing that it does not listen for, and here it does not get far: somebody has to write the secret.
+#[test]
+fn a_stop_before_anything_is_started_is_heard() {
+    let disk = Disk::new();
+    let secret = disk.path("secret");
+    nix::unistd::mkfifo(&secret, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let env = [("ANTHROPIC_API_KEY_FILE", secret.to_str().unwrap())];
+    let mut container = Container::start(&disk, &disk.path("store"), &env, &["run"]);
+    // A writer finds a reader there, and no end to what it reads as long as the writer stays.
+    let _writer = eventually("the reading of the configuration", PATIENCE, || {
+        let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_NONBLOCK;
+        nix::fcntl::open(&secret, flags, nix::sys::stat::Mode::empty()).ok()
+    });
+    container.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(container.wait(PATIENCE).code(), Some(0), "{}", container.log());
+}
+
 #[test]
 fn commands_say_what_is_missing() {
     let disk = Disk::new();

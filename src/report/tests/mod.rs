@@ -169,9 +169,10 @@ async fn world(settings: Settings) -> World {
 async fn world_in(dir: TempDir, settings: Settings) -> World {
     let (events, receiver) = event::Events::channel();
     let report = Report::start(place(dir.path(), Ulid::generate()), settings, receiver).unwrap();
-    let listener = super::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    report.serve(listener, Arc::new(Fake)).unwrap();
+    let run = dir.path().join("run");
+    let doors = super::bind("127.0.0.1:0".parse().unwrap(), &run).await.unwrap();
+    let addr = doors.port.local_addr().unwrap();
+    report.serve(doors, Arc::new(Fake));
     World {
         dir,
         report,
@@ -385,9 +386,11 @@ async fn the_socket_is_for_its_owner_and_for_one_moltinit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_port_is_named() {
-    let listener = super::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    let error = super::bind(addr).await.unwrap_err().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let [one, other] = ["one", "other"].map(|run| dir.path().join(run));
+    let doors = super::bind("127.0.0.1:0".parse().unwrap(), &one).await.unwrap();
+    let addr = doors.port.local_addr().unwrap();
+    let error = super::bind(addr, &other).await.unwrap_err().to_string();
     assert!(
         error.contains(&addr.to_string()) && error.contains("MOLTINIT_HTTP_ADDR"),
         "{error}"

@@ -74,12 +74,9 @@ async fn secretive(dir: &Path) {
         mask,
     };
     let report = Report::start(place(dir, Ulid::generate()), settings.clone(), receiver).unwrap();
-    report
-        .serve(
-            super::super::bind("127.0.0.1:0".parse().unwrap()).await.unwrap(),
-            Arc::new(Fake),
-        )
-        .unwrap();
+    let run = dir.join("run");
+    let doors = super::super::bind("127.0.0.1:0".parse().unwrap(), &run).await.unwrap();
+    report.serve(doors, Arc::new(Fake));
     let why = || format!("Incorrect API key provided: {error}");
     events.emit(Event::BootPhase { phase: Phase::Prepare });
     events.emit(Event::ServiceUnhealthy {
