@@ -26,6 +26,13 @@ pub struct View {
     pub why: Option<String>,
 }
 
+impl View {
+    /// It is up, and has not become ready in the time that it had for that.
+    pub fn is_overdue(&self) -> bool {
+        self.state == ServiceState::Running && self.why.is_some()
+    }
+}
+
 /// How the last run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -44,7 +51,7 @@ impl LastExit {
         LastExit {
             status: exit.status(),
             signal: match exit {
-                Exit::Signal(signal) => Some(signal as i32),
+                Exit::Signal(signal) => Some(signal),
                 Exit::Code(_) => None,
             },
             oom,

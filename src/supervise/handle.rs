@@ -12,10 +12,10 @@ use std::{
 use futures_util::{Stream, future::join_all};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::Instant,
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::task::AbortOnDropHandle;
-use tracing::info;
+use tracing::{error, info};
 
 use crate::{config::value::did_you_mean, event::ServiceState};
 
@@ -160,9 +160,13 @@ impl Handle {
         Ok(status.await)
     }
 
-    /// Comes back when a service is ready, however long that takes.
-    pub async fn until_ready(&self, name: &str) {
-        board::until(&self.0.common.board, |board| board.is_ready(name).then_some(())).await;
+    /// Comes back when a service is ready, or has been up for as long as it may take to become so.
+    pub async fn until_up(&self, name: &str) {
+        board::until(&self.0.common.board, |board| {
+            let overdue = board.services.get(name).is_some_and(View::is_overdue);
+            (overdue || board.is_ready(name)).then_some(())
+        })
+        .await;
     }
 
     /// Where every service stands.
@@ -231,8 +235,31 @@ impl Handle {
     }
 
     async fn stop_all(&self, names: BTreeSet<String>, within: Duration) {
-        let deadline = Instant::now() + within.saturating_sub(KILLING.min(within / 4));
-        join_all(names.iter().map(|name| self.stop_in_turn(name, deadline))).await;
+        let began = Instant::now();
+        let deadline = began + within.saturating_sub(KILLING.min(within / 4));
+        let stopped = join_all(names.iter().map(|name| self.stop_in_turn(name, deadline)));
+        tokio::select! {
+            _ = stopped => {}
+            () = self.over(began + within) => {
+                let board = self.0.common.board.borrow();
+                let left: Vec<_> = names.into_iter().filter(|name| !board.is_stopped(name)).collect();
+                error!("going on without the end of {}: killed, and still there", left.join(", "));
+            }
+        }
+    }
+
+    /// Comes back at that time, or, once somebody is in a hurry, when even then everything should have ended.
+    async fn over(&self, deadline: Instant) {
+        let mut hurried = self.0.hurried.subscribe();
+        let soon = async {
+            // The sender is in `self`.
+            let _ = hurried.wait_for(|hurried| *hurried).await;
+            sleep(HURRY + KILLING).await;
+        };
+        tokio::select! {
+            () = sleep_until(deadline) => {}
+            () = soon => {}
+        }
     }
 
     async fn stop_in_turn(&self, name: &str, deadline: Instant) {
@@ -272,15 +299,16 @@ impl Handle {
             let view = board.services.get(name)?;
             match view.state {
                 ServiceState::Ready => Some(Ok(())),
-                ServiceState::Stopped | ServiceState::Held | ServiceState::CrashLoop => {
-                    Some(Err(CommandError::NotUp {
-                        service: name.to_owned(),
-                        state: view.state,
-                        why: view.why.clone(),
-                    }))
-                }
-                _ => None,
+                ServiceState::Stopped | ServiceState::Held | ServiceState::CrashLoop => Some(Err(())),
+                _ => view.is_overdue().then_some(Err(())),
             }
+            .map(|up| {
+                up.map_err(|()| CommandError::NotUp {
+                    service: name.to_owned(),
+                    state: view.state,
+                    why: view.why.clone(),
+                })
+            })
         })
         .await
     }

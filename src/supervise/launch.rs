@@ -56,7 +56,12 @@ pub struct Started {
 pub enum Outcome {
     Started(Box<Started>),
     Held(String),
-    Failed { code: i32, why: String },
+    /// Given up before there was a process, as asked.
+    Abandoned,
+    Failed {
+        code: i32,
+        why: String,
+    },
 }
 
 impl From<SpawnError> for Outcome {
@@ -99,7 +104,7 @@ impl Launcher {
         };
         let prepared: Result<Start, String> = tokio::select! {
             prepared = prepared => prepared,
-            () = abandoned.cancelled() => Err("told to stop".into()),
+            () = abandoned.cancelled() => return Outcome::Abandoned,
         };
         match prepared {
             Ok(Start::Go(launch)) => self.spawn(attached, launch).await.unwrap_or_else(|outcome| outcome),

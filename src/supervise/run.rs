@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use nix::{sys::signal::Signal, unistd::Pid};
+use nix::unistd::Pid;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -51,6 +51,8 @@ pub struct Run {
     first_line: u64,
     readers: Vec<JoinHandle<()>>,
     probing: AbortOnDropHandle<()>,
+    /// Cancelled when its liveness begins to count.
+    watched: CancellationToken,
     /// Cancelled to kill what is left of it.
     force: CancellationToken,
 }
@@ -70,15 +72,24 @@ impl Run {
             pulse: task.common.pulse.clone(),
         };
         let (outbox, notice) = (task.outbox.clone(), started.notice);
+        let watched = CancellationToken::new();
+        let watch = watched.clone();
         let probing = tokio::spawn(async move {
-            if let Some(probe) = &prober.service.ready {
-                prober.until_ready(probe, notice).await;
-                let _ = outbox.send(Message::Probed(number, Input::Ready));
-            }
-            if let Some(probe) = &prober.service.live {
-                let why = prober.until_unhealthy(probe).await;
-                let _ = outbox.send(Message::Probed(number, Input::Unhealthy(why)));
-            }
+            let tell = |input| drop(outbox.send(Message::Probed(number, input)));
+            let readiness = async {
+                if let Some(probe) = &prober.service.ready {
+                    prober.until_ready(probe, notice).await;
+                    tell(Input::Ready);
+                }
+                watch.cancel();
+            };
+            let liveness = async {
+                if let Some(probe) = &prober.service.live {
+                    watch.cancelled().await;
+                    tell(Input::Unhealthy(prober.until_unhealthy(probe).await));
+                }
+            };
+            tokio::join!(readiness, liveness);
         });
         Run {
             number,
@@ -94,6 +105,7 @@ impl Run {
             first_line,
             readers: readers.into(),
             probing: AbortOnDropHandle::new(probing),
+            watched,
             force: CancellationToken::new(),
         }
     }
@@ -118,8 +130,13 @@ impl Run {
         });
     }
 
+    /// Asks whether it is alive, from now on, though it is not ready yet.
+    pub fn watch(&self) {
+        self.watched.cancel();
+    }
+
     /// Tells the main process to end.
-    pub fn terminate(&self, signal: Signal) {
+    pub fn terminate(&self, signal: i32) {
         if let Some(tree) = self.tree.as_ref().filter(|_| self.child.is_some()) {
             tree.terminate(signal);
         }

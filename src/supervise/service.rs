@@ -7,6 +7,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use nix::libc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -180,6 +181,7 @@ impl Task {
                 let _ = done.send(());
             }
             Message::Launched(Outcome::Started(started)) => self.started(*started),
+            Message::Launched(Outcome::Abandoned) => self.step(Input::Abandoned),
             Message::Launched(Outcome::Held(why)) => self.step(Input::LaunchHeld(why)),
             Message::Launched(Outcome::Failed { code, why }) => {
                 self.last_exit = Some(LastExit::new(Exit::Code(code), false));
@@ -218,7 +220,7 @@ impl Task {
         }
         let (code, signal) = match exit {
             Exit::Code(code) => (Some(code), None),
-            Exit::Signal(signal) => (None, Some(signal as i32)),
+            Exit::Signal(signal) => (None, Some(signal)),
         };
         self.common.events.emit(Event::ServiceExited {
             service,
@@ -328,6 +330,9 @@ impl Task {
                 let service = service.clone();
                 events.emit(Event::ServiceUnhealthy { service, why });
             }
+            ServiceState::Running if why.is_some() => {
+                warn!(service, why, "it stays up for as long as its liveness probe passes");
+            }
             ServiceState::Held | ServiceState::CrashLoop | ServiceState::BackingOff => {
                 warn!(service, ?state, why, "down");
             }
@@ -351,6 +356,18 @@ impl Task {
                 }
             }
             Action::Kill => self.kill(),
+            Action::Bury => {
+                error!(
+                    service = self.service.name,
+                    "killed, and it does not end: it hangs in the kernel, most likely on a file system that does not answer"
+                );
+                self.exited(Exit::Signal(libc::SIGKILL));
+            }
+            Action::Overdue => {
+                if let Some(run) = &self.run {
+                    run.watch();
+                }
+            }
             Action::Clear { asked } => self.clear(asked),
             Action::ReportCrashLoop => {
                 let restarts = self.service.crash_loop.restarts;

@@ -8,7 +8,7 @@ use moltinit::{
 };
 use nix::sys::signal::{Signal, kill};
 
-use super::bench::{Bench, PATIENCE, command, free_port, is_alive, server, shell};
+use super::bench::{Bench, PATIENCE, command, free_port, is_alive, server, shell, until};
 
 /// Hurts a healthy server, and waits until another one is ready in its place.
 async fn is_replaced(hurt: Signal, what_is_said: &str) {
@@ -58,6 +58,38 @@ async fn not_ready_in_time_is_unhealthy() {
     let mut bench = Bench::start(vec![service]);
     bench.state("a", ServiceState::Unhealthy).await;
     bench.started("a").await;
+}
+
+/// There are reasons not to be ready that no restart mends: a channel of the gateway's that is broken for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_alive_but_never_ready_is_left_alone_until_it_is_not_alive() {
+    let mut service = shell("a", "exec sleep 1000");
+    service.ready = Some(Probe {
+        timeout: Duration::from_millis(300),
+        ..Probe::ready(Check::Tcp {
+            addr: format!("127.0.0.1:{}", free_port()),
+        })
+    });
+    service.live = Some(Probe {
+        every: Duration::from_millis(20),
+        failures: 1,
+        ..Probe::live(Check::Command {
+            argv: ["sh", "-c", "echo >>$D/asked; ! [ -e $D/dead ]"]
+                .map(str::to_owned)
+                .to_vec(),
+        })
+    });
+    let mut bench = Bench::start(vec![service]);
+    let first = bench.started("a").await;
+    let error = bench.handle.start("a").await.unwrap_err();
+    assert_eq!(error.to_string(), "a is not up: running: not ready within 0.3 s");
+    bench.handle.until_up("a").await;
+    let asked = bench.file("asked");
+    until(|| (std::fs::read_to_string(&asked).ok()?.lines().count() > 3).then_some(())).await;
+    assert_eq!(bench.pid("a"), first, "it is not ready, and that is all");
+    std::fs::write(bench.file("dead"), "").unwrap();
+    bench.state("a", ServiceState::Unhealthy).await;
+    assert_ne!(bench.started("a").await, first);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,7 +16,7 @@ use moltinit::{
     pid1::Exit,
     supervise::{Care, CommandError, Ended, Environment, Launch, Start, Verdict},
 };
-use tokio::time::timeout;
+use tokio::{sync::Notify, time::timeout};
 
 use super::bench::{Bench, PATIENCE, after, command, shell, until};
 
@@ -235,6 +238,45 @@ async fn attach_brings_back_what_is_on_its_way_out() {
     assert!(!attached.is_finished());
     bench.handle.stop("a").await.unwrap();
     timeout(PATIENCE, attached).await.unwrap().unwrap().unwrap();
+}
+
+/// Its keeper takes its time over the first start.
+#[derive(Default)]
+struct Slow {
+    asked: AtomicU32,
+    go_on: Notify,
+}
+
+impl Care for Slow {
+    fn before_start(&self, _: u32) -> BoxFuture<'_, Start> {
+        Box::pin(async {
+            if self.asked.fetch_add(1, Ordering::Relaxed) == 0 {
+                self.go_on.notified().await;
+            }
+            Start::Go(Launch::default())
+        })
+    }
+}
+
+/// The environment came when the one from before was already on its way to the process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attach_during_a_launch_is_not_lost() {
+    let slow = Arc::new(Slow::default());
+    let cares: HashMap<String, Arc<dyn Care>> = HashMap::from([("a".into(), Arc::clone(&slow) as _)]);
+    let service = shell("a", "echo $FROM_ATTACH >$D/env; exec sleep 1000");
+    let bench = Bench::with_cares(vec![service], cares);
+    until(|| (slow.asked.load(Ordering::Relaxed) == 1).then_some(())).await;
+    let attached = tokio::spawn({
+        let handle = bench.handle.clone();
+        let env: Environment = [("FROM_ATTACH".into(), "attached".into())].into();
+        async move { handle.attach("a", env, true).await }
+    });
+    assert_eq!(bench.written("env").await, "attached\n");
+    assert_eq!(slow.asked.load(Ordering::Relaxed), 2);
+    assert_eq!(bench.view("a").restarts, 0, "what was asked for is no failure");
+    slow.go_on.notify_one();
+    bench.handle.stop("a").await.unwrap();
+    assert_eq!(timeout(PATIENCE, attached).await.unwrap().unwrap(), Ok(143));
 }
 
 struct Keeper {

@@ -24,6 +24,9 @@ pub use self::terms::{Action, Input};
 const UNHEALTHY_STOP: Duration = Duration::from_secs(30);
 /// What a service that ended by itself left running has this long to end too, if the service has longer otherwise.
 const LEFTOVER_STOP: Duration = Duration::from_secs(5);
+/// What has not ended so long after it was killed hangs in the kernel, most likely on a file system that does not
+/// answer. It runs none of its own code any more, so what waits for its end need not wait longer.
+const KILLED: Duration = Duration::from_secs(10);
 /// In a crash loop a retry is made after so many times the longest backoff.
 const SLOW_RETRY: u32 = 2;
 
@@ -39,7 +42,10 @@ enum Cause {
 enum Phase {
     Stopped,
     Waiting,
-    Launching,
+    Launching {
+        /// What comes of it is out of date: to be ended, and launched anew.
+        again: bool,
+    },
     Up {
         ready: Option<Instant>,
         ready_by: Option<Instant>,
@@ -48,6 +54,8 @@ enum Phase {
         cause: Cause,
         ready: Option<Instant>,
         kill_at: Option<Instant>,
+        /// Once it has been killed.
+        bury_at: Option<Instant>,
     },
     Clearing {
         cause: Option<Cause>,
@@ -70,6 +78,7 @@ pub struct Machine {
     stop_timeout: Duration,
     /// `None`: ready as soon as it runs.
     ready_timeout: Option<Duration>,
+    has_live_probe: bool,
     reset_after: Duration,
     slow_retry: Duration,
 
@@ -93,6 +102,7 @@ impl Machine {
             on_crash_loop: service.on_crash_loop,
             stop_timeout: service.stop.timeout,
             ready_timeout: service.ready.as_ref().map(|probe| probe.timeout),
+            has_live_probe: service.live.is_some(),
             reset_after: service.backoff.reset_after,
             slow_retry: service.backoff.max.saturating_mul(SLOW_RETRY),
             phase: Phase::Stopped,
@@ -113,8 +123,8 @@ impl Machine {
         match &self.phase {
             Phase::Stopped => ServiceState::Stopped,
             Phase::Waiting => ServiceState::Waiting,
-            Phase::Launching if self.wanted => ServiceState::Starting,
-            Phase::Launching => ServiceState::Stopping,
+            Phase::Launching { .. } if self.wanted => ServiceState::Starting,
+            Phase::Launching { .. } => ServiceState::Stopping,
             Phase::Up { ready: Some(_), .. } => ServiceState::Ready,
             Phase::Up { ready: None, .. } => ServiceState::Running,
             Phase::Ending { cause, .. } if *cause == Cause::Unhealthy && self.wanted => ServiceState::Unhealthy,
@@ -154,7 +164,8 @@ impl Machine {
     pub fn due(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Up { ready_by, .. } => *ready_by,
-            Phase::Ending { kill_at, .. } | Phase::Clearing { kill_at, .. } => *kill_at,
+            Phase::Ending { kill_at, bury_at, .. } => kill_at.or(*bury_at),
+            Phase::Clearing { kill_at, .. } => *kill_at,
             Phase::BackingOff { until } => *until,
             _ => None,
         }
@@ -167,7 +178,13 @@ impl Machine {
             Input::Start => self.start(&mut actions),
             Input::Restart => {
                 self.start(&mut actions);
-                self.end(Cause::Asked, self.stop_timeout, now, &mut actions);
+                match &mut self.phase {
+                    Phase::Launching { again } if actions.is_empty() => {
+                        *again = true;
+                        actions.push(Action::Abandon);
+                    }
+                    _ => self.end(Cause::Asked, self.stop_timeout, now, &mut actions),
+                }
             }
             Input::Stop => self.stop(self.stop_timeout, now, &mut actions),
             Input::StopWithin(within) => self.stop(within.min(self.stop_timeout), now, &mut actions),
@@ -175,7 +192,7 @@ impl Machine {
                 self.hold = Some(why.clone());
                 match self.phase {
                     Phase::Waiting | Phase::BackingOff { .. } | Phase::Held => self.rest(&mut actions),
-                    Phase::Launching | Phase::Clearing { .. } => actions.push(Action::Abandon),
+                    Phase::Launching { .. } | Phase::Clearing { .. } => actions.push(Action::Abandon),
                     Phase::Up { .. } => {
                         self.why = Some(why);
                         self.end(Cause::Asked, self.stop_timeout, now, &mut actions);
@@ -197,8 +214,8 @@ impl Machine {
             }
             Input::Launched => self.launched(now, &mut actions),
             Input::NotLaunched { code, why } => {
-                if self.phase == Phase::Launching {
-                    if self.wanted && self.hold.is_none() {
+                if let Phase::Launching { again } = self.phase {
+                    if self.wanted && self.hold.is_none() && !again {
                         self.why = Some(why);
                         self.failed(Exit::Code(code), now, &mut actions);
                     } else {
@@ -206,9 +223,14 @@ impl Machine {
                     }
                 }
             }
-            Input::LaunchHeld(why) => {
-                if self.phase == Phase::Launching {
-                    self.hold_for_keeper(why, &mut actions);
+            Input::LaunchHeld(why) => match self.phase {
+                Phase::Launching { again: false } => self.hold_for_keeper(why, &mut actions),
+                Phase::Launching { again: true } => self.rest(&mut actions),
+                _ => {}
+            },
+            Input::Abandoned => {
+                if matches!(self.phase, Phase::Launching { .. }) {
+                    self.rest(&mut actions);
                 }
             }
             Input::Ready => {
@@ -245,20 +267,22 @@ impl Machine {
 
     /// Being asked for is a fresh start: what failed before does not count.
     fn start(&mut self, actions: &mut Vec<Action>) {
-        self.wanted = true;
+        let was_wanted = std::mem::replace(&mut self.wanted, true);
         self.forget_failures();
         match &mut self.phase {
             Phase::Stopped | Phase::Waiting | Phase::BackingOff { .. } | Phase::Held => self.rest(actions),
             Phase::Ending { cause, .. } => *cause = Cause::Asked,
             Phase::Clearing { cause, .. } => *cause = Some(Cause::Asked),
-            Phase::Launching | Phase::Up { .. } => {}
+            // Told to stop and to start, it is another launch that is meant.
+            Phase::Launching { again } => *again |= !was_wanted,
+            Phase::Up { .. } => {}
         }
     }
 
     fn stop(&mut self, within: Duration, now: Instant, actions: &mut Vec<Action>) {
         self.wanted = false;
         match &mut self.phase {
-            Phase::Launching => actions.push(Action::Abandon),
+            Phase::Launching { .. } => actions.push(Action::Abandon),
             Phase::Up { .. } => {
                 self.why = None;
                 self.end(Cause::Asked, within, now, actions);
@@ -289,7 +313,7 @@ impl Machine {
         } else {
             self.attempt = self.attempt.saturating_add(1);
             actions.push(Action::Launch { attempt: self.attempt });
-            Phase::Launching
+            Phase::Launching { again: false }
         };
     }
 
@@ -303,15 +327,15 @@ impl Machine {
     }
 
     fn launched(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if self.phase != Phase::Launching {
+        let Phase::Launching { again } = self.phase else {
             return;
-        }
+        };
         self.why = None;
         self.phase = Phase::Up {
             ready: self.ready_timeout.is_none().then_some(now),
             ready_by: self.ready_timeout.map(|timeout| now + timeout),
         };
-        if !self.wanted || self.hold.is_some() {
+        if !self.wanted || self.hold.is_some() || again {
             self.end(Cause::Asked, self.stop_timeout, now, actions);
         }
     }
@@ -324,6 +348,7 @@ impl Machine {
             cause,
             ready,
             kill_at: Some(now + within),
+            bury_at: None,
         };
         actions.push(Action::Terminate);
     }
@@ -331,7 +356,9 @@ impl Machine {
     fn exited(&mut self, exit: Exit, now: Instant, actions: &mut Vec<Action>) {
         let (cause, ready, kill_at) = match self.phase {
             Phase::Up { ready, .. } => (None, ready, Some(now + self.stop_timeout.min(LEFTOVER_STOP))),
-            Phase::Ending { cause, ready, kill_at } => (Some(cause), ready, kill_at),
+            Phase::Ending {
+                cause, ready, kill_at, ..
+            } => (Some(cause), ready, kill_at),
             _ => return,
         };
         if cause.is_none() {
@@ -428,9 +455,20 @@ impl Machine {
                 *ready = ready.map(|at| at + gap);
                 *ready_by = ready_by.map(|at| at + gap);
             }
-            Phase::Ending { ready, kill_at, .. } | Phase::Clearing { ready, kill_at, .. } => {
-                *ready = ready.map(|at| at + gap);
-                *kill_at = kill_at.map(|at| at + gap);
+            Phase::Ending {
+                ready,
+                kill_at,
+                bury_at,
+                ..
+            } => {
+                for at in [ready, kill_at, bury_at] {
+                    *at = at.map(|at| at + gap);
+                }
+            }
+            Phase::Clearing { ready, kill_at, .. } => {
+                for at in [ready, kill_at] {
+                    *at = at.map(|at| at + gap);
+                }
             }
             _ => {}
         }
@@ -441,10 +479,23 @@ impl Machine {
         match &mut self.phase {
             Phase::Up { ready_by, .. } if passed(*ready_by) => {
                 let after = self.ready_timeout.unwrap_or_default().as_secs_f32();
+                *ready_by = None;
                 self.why = Some(format!("not ready within {after} s"));
-                self.end(Cause::Unhealthy, self.stop_timeout.min(UNHEALTHY_STOP), now, actions);
+                if self.has_live_probe {
+                    actions.push(Action::Overdue);
+                } else {
+                    self.end(Cause::Unhealthy, self.stop_timeout.min(UNHEALTHY_STOP), now, actions);
+                }
             }
-            Phase::Ending { kill_at, .. } | Phase::Clearing { kill_at, .. } if passed(*kill_at) => {
+            Phase::Ending { kill_at, bury_at, .. } if passed(*kill_at) => {
+                (*kill_at, *bury_at) = (None, Some(now + KILLED));
+                actions.push(Action::Kill);
+            }
+            Phase::Ending { bury_at, .. } if passed(*bury_at) => {
+                *bury_at = None;
+                actions.push(Action::Bury);
+            }
+            Phase::Clearing { kill_at, .. } if passed(*kill_at) => {
                 *kill_at = None;
                 actions.push(Action::Kill);
             }

@@ -24,6 +24,8 @@ pub enum Input {
     },
     /// The keeper does not want it started.
     LaunchHeld(String),
+    /// The launch was given up, as [asked](Action::Abandon), before there was a process.
+    Abandoned,
     /// The readiness probe passed.
     Ready,
     /// The liveness probe has failed too often.
@@ -52,6 +54,11 @@ pub enum Action {
     Terminate,
     /// Kill everything that belongs to the service.
     Kill,
+    /// The process was killed and is still there: count it as [ended](Input::Exited).
+    Bury,
+    /// It is not ready in time. From now on the liveness probe says whether it is left alone: a service that is alive
+    /// may have a reason not to be ready that no restart mends.
+    Overdue,
     /// The process is gone: end what it left running, then ask the keeper for its verdict if nobody had asked for
     /// the end.
     Clear {

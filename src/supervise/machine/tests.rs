@@ -92,7 +92,46 @@ fn a_stop_that_is_ignored_ends_in_a_kill() {
     bench.put(Input::Stop);
     bench.now += 10 * SECOND;
     assert_eq!(bench.put(Input::Tick), [Action::Kill]);
-    assert_eq!(bench.machine.due(), None, "one kill is enough");
+    assert_eq!(bench.put(Input::Tick), [], "one kill is enough");
+}
+
+#[test]
+fn what_does_not_end_though_killed_is_counted_as_dead() {
+    let mut bench = Bench::new(&service());
+    bench.up();
+    bench.put(Input::Stop);
+    bench.now += 10 * SECOND;
+    bench.put(Input::Tick);
+    bench.now = bench.machine.due().unwrap();
+    assert_eq!(bench.put(Input::Tick), [Action::Bury]);
+    assert_eq!(
+        bench.put(Input::Exited(Exit::Signal(9))),
+        [Action::Clear { asked: true }, Action::Kill]
+    );
+    bench.put(Input::Gone(Verdict::Restart));
+    assert_eq!(bench.machine.state(), ServiceState::Stopped);
+}
+
+/// A channel of the gateway's that is broken for good keeps it from being ready; it serves all the same.
+#[test]
+fn not_ready_in_time_but_alive_is_left_alone() {
+    let mut service = service();
+    let check = crate::config::service::Check::Tcp { addr: "a:1".into() };
+    service.ready = Some(Probe::ready(check.clone()));
+    service.live = Some(Probe::live(check));
+    let mut bench = Bench::new(&service);
+    bench.up();
+    bench.now += 180 * SECOND;
+    assert_eq!(bench.put(Input::Tick), [Action::Overdue]);
+    assert_eq!(bench.machine.state(), ServiceState::Running);
+    assert_eq!(bench.machine.why(), Some("not ready within 180 s"));
+    assert_eq!(bench.machine.due(), None);
+    bench.put(Input::Ready);
+    assert_eq!(
+        (bench.machine.state(), bench.machine.why()),
+        (ServiceState::Ready, None)
+    );
+    assert_eq!(bench.put(Input::Unhealthy("gone".into())), [Action::Terminate]);
 }
 
 #[test]
@@ -173,7 +212,7 @@ fn not_ready_in_time_is_unhealthy_and_never_ready_does_not_reset_the_backoff() {
         assert_eq!(bench.put(Input::Tick), [Action::Terminate]);
         assert_eq!(bench.machine.state(), ServiceState::Unhealthy);
         assert_eq!(bench.machine.why(), Some("not ready within 180 s"));
-        delays.push(bench.crash(Exit::Signal(nix::sys::signal::Signal::SIGTERM), Verdict::Restart));
+        delays.push(bench.crash(Exit::Signal(15), Verdict::Restart));
     }
     let ms = |ms| Some(Duration::from_millis(ms));
     assert_eq!(delays, [ms(0), ms(500), ms(1000)]);
@@ -239,16 +278,50 @@ fn a_stop_abandons_a_launch_and_ends_one_that_came_through() {
     let mut bench = Bench::new(&service());
     bench.put(Input::Start);
     bench.put(Input::Stop);
-    let why = "abandoned".to_owned();
-    assert_eq!(bench.put(Input::NotLaunched { code: 1, why }), []);
+    assert_eq!(bench.put(Input::Abandoned), []);
     assert_eq!(bench.machine.state(), ServiceState::Stopped);
 }
 
+/// What was asked for during a launch is about the next one: it has the new environment, or the new configuration.
+#[test]
+fn a_restart_during_a_launch_is_another_launch() {
+    for ask in [&[Input::Restart][..], &[Input::Stop, Input::Start]] {
+        for come in [
+            Input::Abandoned,
+            Input::NotLaunched {
+                code: 1,
+                why: "w".into(),
+            },
+            Input::LaunchHeld("h".into()),
+        ] {
+            let mut bench = Bench::new(&Service {
+                restart: Restart::Never,
+                ..service()
+            });
+            bench.put(Input::Start);
+            for input in ask {
+                bench.put(input.clone());
+            }
+            assert_eq!(bench.put(come.clone()), [Action::Launch { attempt: 1 }], "{come:?}");
+            assert_eq!(bench.put(Input::Launched), []);
+            assert_eq!(bench.machine.restarts(), 0);
+        }
+        let mut bench = Bench::new(&service());
+        bench.put(Input::Start);
+        for input in ask {
+            bench.put(input.clone());
+        }
+        assert_eq!(bench.put(Input::Launched), [Action::Terminate]);
+        bench.put(Input::Exited(Exit::Signal(15)));
+        assert_eq!(
+            bench.put(Input::Gone(Verdict::Restart)),
+            [Action::Launch { attempt: 1 }]
+        );
+    }
+}
+
 fn any_input() -> impl Strategy<Value = Input> {
-    let exit = prop_oneof![
-        (0..256).prop_map(Exit::Code),
-        Just(Exit::Signal(nix::sys::signal::Signal::SIGKILL))
-    ];
+    let exit = prop_oneof![(0..256).prop_map(Exit::Code), Just(Exit::Signal(9))];
     let verdict = prop_oneof![
         3 => Just(Verdict::Restart),
         1 => Just(Verdict::RestartNow),
@@ -265,6 +338,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         4 => Just(Input::Launched),
         1 => Just(Input::NotLaunched { code: 127, why: "w".into() }),
         1 => Just(Input::LaunchHeld("h".into())),
+        1 => Just(Input::Abandoned),
         3 => Just(Input::Ready),
         1 => Just(Input::Unhealthy("u".into())),
         1 => Just(Input::TooLarge("t".into())),
@@ -283,6 +357,10 @@ struct World {
     held: bool,
     keeper_held: bool,
     launching: bool,
+    /// What comes of the launch is out of date.
+    outdated: bool,
+    abandoned: bool,
+    killed: bool,
     alive: bool,
     ending: bool,
     clearing: bool,
@@ -299,6 +377,7 @@ impl World {
     fn can_happen(&self, input: &Input) -> bool {
         match input {
             Input::Launched | Input::NotLaunched { .. } | Input::LaunchHeld(_) => self.launching,
+            Input::Abandoned => self.launching && self.abandoned,
             Input::Ready | Input::Unhealthy(_) | Input::TooLarge(_) | Input::Exited(_) => self.alive,
             Input::Gone(_) => self.clearing,
             _ => true,
@@ -317,8 +396,13 @@ impl World {
         match input {
             Input::Start | Input::Restart => {
                 let ends = self.ending || *input == Input::Restart;
+                self.outdated |= self.launching && (*input == Input::Restart || !self.wanted);
                 (self.wanted, self.not_before, self.failures) = (true, None, 0);
-                self.asked = !self.launching && (!self.alive || ends);
+                self.asked = if self.launching {
+                    self.outdated
+                } else {
+                    !self.alive || ends
+                };
                 self.keeper_held = false;
             }
             Input::Stop | Input::StopWithin(_) => self.wanted = false,
@@ -331,14 +415,15 @@ impl World {
             }
             Input::Turn(turn) => self.turn = *turn,
             Input::Launched => {
-                (self.launching, self.alive) = (false, true);
+                (self.launching, self.alive, self.killed) = (false, true, false);
                 self.ready = policy.ready.is_none().then_some(now);
             }
             Input::NotLaunched { .. } => {
                 self.launching = false;
                 self.ended_by_itself(now, false, policy);
             }
-            Input::LaunchHeld(_) => (self.launching, self.keeper_held) = (false, true),
+            Input::LaunchHeld(_) => (self.launching, self.keeper_held) = (false, !self.outdated),
+            Input::Abandoned => self.launching = false,
             Input::Ready => {
                 self.ready.get_or_insert(now);
             }
@@ -379,13 +464,22 @@ impl World {
                     assert!(now >= not_before, "launched before its backoff was over");
                 }
                 (self.launching, self.asked, self.keeper_held) = (true, false, false);
+                (self.outdated, self.abandoned) = (false, false);
             }
-            Action::Abandon => assert!(self.launching || self.clearing),
+            Action::Abandon => {
+                assert!(self.launching || self.clearing);
+                self.abandoned = self.launching;
+            }
             Action::Terminate => {
                 assert!(self.alive && !self.ending);
                 self.ending = true;
             }
-            Action::Kill => assert!(self.alive || self.clearing),
+            Action::Kill => {
+                assert!(self.alive || self.clearing);
+                self.killed = true;
+            }
+            Action::Bury => assert!(self.alive && self.ending && self.killed),
+            Action::Overdue => assert!(self.alive && !self.ending && self.ready.is_none()),
             Action::Clear { .. } => assert!(self.clearing),
             Action::ReportCrashLoop | Action::GiveUp => assert!(self.wanted),
         }
@@ -414,11 +508,13 @@ proptest! {
     fn restarts_obey_intent_and_backoff(
         inputs in prop::collection::vec((any_input(), prop_oneof![Just(0), 0..2_000u64, 0..100_000u64]), 0..120),
         probed: bool,
+        watched: bool,
         on_failure: bool,
     ) {
         let mut policy = service();
         policy.crash_loop.restarts = 1000;
         policy.ready = probed.then(|| Probe::ready(crate::config::service::Check::Notify { fd: 3 }));
+        policy.live = watched.then(|| Probe::live(crate::config::service::Check::Tcp { addr: "a:1".into() }));
         if on_failure {
             policy.restart = Restart::OnFailure;
         }
