@@ -368,6 +368,8 @@ impl Reader<'_> {
         const NAMES: [&str; 2] = ["AI_GATEWAY_API_KEY", "AI_GATEWAY_BASE_URL"];
         match NAMES.map(|name| self.env.get(name).is_some()) {
             [false, false] => return None,
+            // moltworker's Worker passes the pair on as Anthropic's, and the address under its own name besides.
+            [false, true] if self.env.get("ANTHROPIC_API_KEY").is_some() => return None,
             [true, false] => self.problem(NAMES[1], format!("must be set when {} is", NAMES[0])),
             [false, true] => self.problem(NAMES[0], format!("must be set when {} is", NAMES[1])),
             [true, true] => {}
@@ -480,6 +482,24 @@ mod tests {
             }
         );
         assert_eq!(read(&[]).unwrap().route, None);
+    }
+
+    #[test]
+    fn what_moltworker_makes_of_the_legacy_pair_is_taken_as_it_is_meant() {
+        const URL: &str = "https://gateway.ai.cloudflare.com/v1/a/g/anthropic";
+        let settings = read(&[
+            ("AI_GATEWAY_BASE_URL", URL),
+            ("ANTHROPIC_BASE_URL", URL),
+            ("ANTHROPIC_API_KEY", "ant"),
+        ]);
+        assert_eq!(
+            settings.unwrap().route,
+            Some(Route::Anthropic {
+                key: Secret::new("ant".to_owned()),
+                base_url: Some(URL.to_owned())
+            })
+        );
+        assert!(read(&[("AI_GATEWAY_BASE_URL", URL)]).is_err());
     }
 
     #[test]
