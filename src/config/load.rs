@@ -76,7 +76,13 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
     }
     let store = store(&mut settings, machine);
     let state_dir = match env.get("OPENCLAW_STATE_DIR") {
-        Some(dir) => PathBuf::from(dir),
+        Some(dir) => {
+            if !Path::new(dir).is_absolute() {
+                let what = format!("`{dir}` must be an absolute path");
+                settings.problems.push(Problem::new("OPENCLAW_STATE_DIR", what));
+            }
+            PathBuf::from(dir)
+        }
         None => settings
             .absolute("state_dir")
             .unwrap_or_else(|| machine.home.join(".openclaw")),
@@ -426,6 +432,7 @@ mod tests {
             ("MOLTINIT_HTTP_ADDR", "nowhere"),
             ("MOLTINIT_CDP_ADDR", "0.0.0.0:9222"),
             ("MOLTINIT_MOUNT", "s3fs"),
+            ("OPENCLAW_STATE_DIR", "~/.openclaw"),
         ];
         let Problems(problems) = load_with(Some(file), &env).unwrap_err();
         let text = Problems(problems).to_string();
@@ -443,6 +450,7 @@ mod tests {
             "MOLTINIT_HTTP_ADDR: `nowhere`",
             "MOLTINIT_CDP_ADDR: opens the browser to the network",
             "R2_BUCKET_NAME: must be set",
+            "OPENCLAW_STATE_DIR: `~/.openclaw` must be an absolute path",
         ] {
             assert!(text.contains(named), "{named}\nnot in\n{text}");
         }

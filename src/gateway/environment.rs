@@ -1,10 +1,13 @@
 //! What a gateway finds in its environment beside what the supervisor itself was given.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use crate::config::env::Env;
 
-use super::settings::{GatewaySettings, Route};
+use super::{
+    places::Places,
+    settings::{GatewaySettings, Route},
+};
 
 /// Variables to set and to take away, over the supervisor's own. Values may be secrets, so it does not print them.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -43,6 +46,9 @@ const OF_SYSTEMD: [&str; 4] = [
     "OPENCLAW_SYSTEMD_UNIT",
 ];
 
+/// They would have it look for its state or the agent's files where nobody takes snapshots of them.
+const ELSEWHERE: [&str; 3] = ["OPENCLAW_HOME", "OPENCLAW_PROFILE", "OPENCLAW_WORKSPACE_DIR"];
+
 /// Ours alone: whoever has them can read, forge or destroy the agent's history, and an agent may run what a stranger
 /// has written to it.
 const OURS: [&str; 7] = [
@@ -66,8 +72,8 @@ const PASSED_ON: [&str; 7] = [
     "SLACK_APP_TOKEN",
 ];
 
-/// The environment of a gateway that keeps its state in `state_dir` and for which `home` is `HOME`.
-pub fn child_env(env: &Env, settings: &GatewaySettings, state_dir: &Path, home: &Path) -> ChildEnv {
+/// The environment of a gateway in these places.
+pub fn child_env(env: &Env, settings: &GatewaySettings, places: &Places) -> ChildEnv {
     let mut set = BTreeMap::new();
     let mut put = |name: &str, value: &str| {
         set.insert(name.to_owned(), value.to_owned());
@@ -100,8 +106,13 @@ pub fn child_env(env: &Env, settings: &GatewaySettings, state_dir: &Path, home: 
     if let Some(addr) = settings.browser {
         put("MOLTINIT_CDP_ADDR", &addr.to_string());
     }
-    if state_dir != home.join(".openclaw") {
-        put("OPENCLAW_STATE_DIR", &state_dir.to_string_lossy());
+    // What was attached has a `HOME` of its own.
+    for (name, place) in [
+        ("HOME", &places.home),
+        ("OPENCLAW_STATE_DIR", &places.state_dir),
+        ("OPENCLAW_CONFIG_PATH", &places.config),
+    ] {
+        put(name, &place.to_string_lossy());
     }
     // One process, which leaves restarts, updates and repairs of itself to us.
     put("OPENCLAW_NO_RESPAWN", "1");
@@ -112,19 +123,23 @@ pub fn child_env(env: &Env, settings: &GatewaySettings, state_dir: &Path, home: 
         put("OPENCLAW_PACKAGED_COMPILE_CACHE_RESPAWNED", "1");
     }
     let by_file = |name: &&str| format!("{name}_FILE");
-    let unset = OF_SYSTEMD.iter().chain(&OURS).map(|name| (*name).to_owned());
+    let unset = OF_SYSTEMD.iter().chain(&ELSEWHERE).chain(&OURS);
+    let unset = unset.map(|name| (*name).to_owned());
     let unset = unset.chain(OURS.iter().map(by_file)).collect();
     ChildEnv { set, unset }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn of(env: &[(&str, &str)]) -> ChildEnv {
         let env: Env = env.iter().copied().collect();
         let settings = GatewaySettings::of_env(&env).unwrap();
-        child_env(&env, &settings, Path::new("/root/.openclaw"), Path::new("/root"))
+        let places = Places::new(&[("HOME", "/root")].into_iter().collect(), Path::new("/state"), &[]);
+        child_env(&env, &settings, &places)
     }
 
     #[test]
@@ -143,7 +158,26 @@ mod tests {
         ] {
             assert_eq!(child.set.get(name).map(String::as_str), Some(value), "{name}");
         }
-        assert_eq!(child.set.get("OPENCLAW_STATE_DIR"), None);
+    }
+
+    #[test]
+    fn nobody_moves_the_state_away_from_its_snapshots() {
+        let attached = [
+            ("HOME", "/elsewhere"),
+            ("OPENCLAW_HOME", "/elsewhere"),
+            ("OPENCLAW_STATE_DIR", "/elsewhere"),
+            ("OPENCLAW_CONFIG_PATH", "/elsewhere/openclaw.json"),
+            ("OPENCLAW_WORKSPACE_DIR", "/elsewhere"),
+        ];
+        let whole = of(&attached).over(&attached.into_iter().collect());
+        assert!(!whole.values().any(|value| value.starts_with("/elsewhere")), "{whole:?}");
+        for (name, place) in [
+            ("HOME", "/root"),
+            ("OPENCLAW_STATE_DIR", "/state"),
+            ("OPENCLAW_CONFIG_PATH", "/state/openclaw.json"),
+        ] {
+            assert_eq!(whole[name], place);
+        }
     }
 
     #[test]

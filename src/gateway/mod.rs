@@ -1,7 +1,7 @@
 //! All that is known of OpenClaw, formerly Moltbot, formerly Clawdbot: its configuration, its environment, its locks,
 //! its protocol, and what its failures mean. Everything else takes it for a service like any other.
 //!
-//! * [`settings`]: what the environment asks of it; [`patch`]: that, written into its configuration (pure).
+//! * `places`: where all of it is; [`settings`]: what the environment asks of it; [`patch`]: that, written into its configuration (pure).
 //! * [`prepare`]: what has to be right before it starts; [`environment`]: what it finds in its environment.
 //! * `failure`: what its end means (pure); `choice`: which configuration to start with then (pure); `record`: those
 //!   that have worked and those that have not.
@@ -19,6 +19,7 @@ mod locks;
 mod migrate;
 mod orphans;
 pub mod patch;
+mod places;
 pub mod prepare;
 mod processes;
 mod record;
@@ -47,7 +48,8 @@ use self::{
     cli::Cli,
     environment::ChildEnv,
     failure::{Fault, fault},
-    prepare::{Failed, Places, PrepareError, Prepared},
+    places::Places,
+    prepare::{Failed, PrepareError, Prepared},
     record::{Digest, Record},
     rpc::{Rpc, RpcError},
     settings::GatewaySettings,
@@ -98,13 +100,13 @@ struct Trouble {
 /// Where an agent works whose own configuration is `text`; `None` is one that has not been configured yet. For a
 /// configuration that is not in its place.
 pub fn workspace_in(config: &Config, text: Option<&[u8]>) -> PathBuf {
-    Places::new(&config.env, &config.state_dir).workspace_in(text)
+    Places::of(config).workspace_in(text)
 }
 
 /// Where the agent works, as far as can be said without a gateway: what is set, what the gateway's configuration has, the
 /// default.
 pub fn workspace(config: &Config) -> PathBuf {
-    let places = Places::new(&config.env, &config.state_dir);
+    let places = Places::of(config);
     match &config.workspace {
         Some(path) if config.env.get("MOLTINIT_WORKSPACE").is_some() || !places.names_workspace() => path.clone(),
         _ => places.workspace(),
@@ -131,7 +133,7 @@ impl Gateway {
             command: service.map(|service| service.command.clone()).unwrap_or_default(),
             restart: service.map_or(Restart::Always, |service| service.restart),
             may_be_told: config.services.iter().any(|service| service.name == SANDBOX),
-            places: Places::new(&config.env, &config.state_dir),
+            places: Places::of(config),
             spawner,
             events,
             present: Mutex::new(Present {
@@ -212,12 +214,7 @@ impl Gateway {
     /// What its process needs in its environment.
     pub fn environment(&self) -> ChildEnv {
         let present = self.present();
-        environment::child_env(
-            &present.env,
-            &present.settings,
-            &self.places.state_dir,
-            &self.places.home,
-        )
+        environment::child_env(&present.env, &present.settings, &self.places)
     }
 
     /// A client of it, with the token of the last [`prepare`](Self::prepare).

@@ -1,9 +1,6 @@
 //! Everything that has to be right before a gateway starts, in a few milliseconds and without running it.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::PathBuf};
 
 use serde_json::{Value, json};
 use tracing::{info, warn};
@@ -15,22 +12,12 @@ use super::{
     document::{self, DocumentError},
     lease, locks, migrate,
     patch::Change,
+    places::Places,
     processes,
     record::{Digest, Record},
     settings::GatewaySettings,
     version::{self, Generation, Version},
 };
-
-/// Where everything of the gateway's is.
-#[derive(Debug, Clone)]
-pub struct Places {
-    pub home: PathBuf,
-    pub state_dir: PathBuf,
-    /// Its configuration; in the state unless the environment says otherwise.
-    pub config: PathBuf,
-    /// Where the early generation keeps its locks.
-    pub temp_dir: PathBuf,
-}
 
 /// A gateway that can be started.
 #[derive(Debug, Clone)]
@@ -153,7 +140,7 @@ pub fn prepare(
         generation,
         changes: choice.changes,
         token,
-        workspace: workspace_of(&value, places),
+        workspace: places.workspace_of(&value),
         digest,
         rolled_back,
     })
@@ -201,16 +188,6 @@ fn fresh_token() -> Secret {
     Secret::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn workspace_of(config: &Value, places: &Places) -> PathBuf {
-    match config["agents"]["defaults"]["workspace"].as_str() {
-        Some(path) => match path.strip_prefix("~/") {
-            Some(rest) => places.home.join(rest),
-            None => places.home.join(path),
-        },
-        None => places.state_dir.join("workspace"),
-    }
-}
-
 /// What gateways that are gone have left to say that they are here.
 fn clear_locks(places: &Places) {
     if let Some(pid) = processes::gateways_on(&places.state_dir).first() {
@@ -227,39 +204,6 @@ fn clear_locks(places: &Places) {
         Ok(true) => info!("ended the lease of a gateway that is gone"),
         Ok(false) => {}
         Err(error) => warn!("a lease of a gateway that is gone may stay, for minutes: {error}"),
-    }
-}
-
-impl Places {
-    /// Where the agent works; the default if the configuration cannot be read.
-    pub fn workspace(&self) -> PathBuf {
-        let document = document::read(&self.config).ok().flatten();
-        workspace_of(&document.map_or(Value::Null, |document| document.value), self)
-    }
-
-    /// Whether its configuration names a workspace.
-    pub fn names_workspace(&self) -> bool {
-        let document = document::read(&self.config).ok().flatten();
-        document.is_some_and(|document| document.value["agents"]["defaults"]["workspace"].is_string())
-    }
-
-    /// The same for a configuration that is not in its place yet.
-    pub fn workspace_in(&self, config: Option<&[u8]>) -> PathBuf {
-        let text = config.and_then(|bytes| std::str::from_utf8(bytes).ok());
-        let value = text.and_then(|text| document::parse(text.trim_start_matches('\u{feff}')).ok());
-        workspace_of(&value.unwrap_or(Value::Null), self)
-    }
-
-    /// The places of a gateway whose environment this is.
-    pub fn new(env: &crate::config::env::Env, state_dir: &Path) -> Self {
-        Places {
-            home: env.get("HOME").unwrap_or("/root").into(),
-            state_dir: state_dir.to_owned(),
-            config: env
-                .get("OPENCLAW_CONFIG_PATH")
-                .map_or_else(|| state_dir.join(migrate::CONFIG_FILE), PathBuf::from),
-            temp_dir: env.get("TMPDIR").unwrap_or("/tmp").into(),
-        }
     }
 }
 
@@ -281,7 +225,7 @@ mod tests {
             let home = dir.path().to_str().unwrap();
             let env: Env = [("HOME", home), ("TMPDIR", home)].into_iter().collect();
             Machine {
-                places: Places::new(&env, &dir.path().join(".openclaw")),
+                places: Places::new(&env, &dir.path().join(".openclaw"), &[]),
                 _dir: dir,
             }
         }

@@ -1,6 +1,9 @@
 //! What the environment asks of the gateway, read once and checked.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use url::Url;
 
@@ -202,6 +205,11 @@ impl GatewaySettings {
             browser,
             workspace,
         };
+        if let Some(path) = env.get("OPENCLAW_CONFIG_PATH")
+            && !Path::new(path).is_absolute()
+        {
+            reader.problem("OPENCLAW_CONFIG_PATH", format!("`{path}` must be an absolute path"));
+        }
         if reader.problems.is_empty() {
             Ok(settings)
         } else {
@@ -553,6 +561,10 @@ mod tests {
             (
                 vec![("SLACK_BOT_TOKEN", "x")],
                 "SLACK_APP_TOKEN: must be set when SLACK_BOT_TOKEN is",
+            ),
+            (
+                vec![("OPENCLAW_CONFIG_PATH", "openclaw.json")],
+                "OPENCLAW_CONFIG_PATH: `openclaw.json` must be an absolute path",
             ),
         ] {
             let problems = read(&env).unwrap_err();

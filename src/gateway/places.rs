@@ -1,0 +1,103 @@
+//! Where everything of the gateway's is. Decided by what PID 1 was given; nobody's `attach` moves it.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::config::{Config, env::Env};
+
+use super::{
+    document, migrate,
+    version::{self, Generation},
+};
+
+#[derive(Debug, Clone)]
+pub struct Places {
+    pub home: PathBuf,
+    pub state_dir: PathBuf,
+    /// Its configuration; in the state unless the environment says otherwise.
+    pub config: PathBuf,
+    /// Where the early generation keeps its locks.
+    pub temp_dir: PathBuf,
+    /// Where the agent works if its configuration does not say.
+    default_workspace: PathBuf,
+}
+
+impl Places {
+    pub fn of(config: &Config) -> Places {
+        let service = config.services.iter().find(|service| service.name == "gateway");
+        let command = service.map(|service| service.command.as_slice()).unwrap_or_default();
+        Places::new(&config.env, &config.state_dir, command)
+    }
+
+    /// The places of the gateway that `command` starts, in that environment.
+    pub fn new(env: &Env, state_dir: &Path, command: &[String]) -> Places {
+        let home = PathBuf::from(env.get("HOME").unwrap_or("/root"));
+        let version = version::installed(command, env.get("PATH").unwrap_or_default());
+        // The early generation knows of no other state when it looks for it.
+        let state_of_default = match version.map(version::Version::generation) {
+            Some(Generation::Early) => home.join(".openclaw"),
+            _ => state_dir.to_owned(),
+        };
+        Places {
+            state_dir: state_dir.to_owned(),
+            config: env
+                .get("OPENCLAW_CONFIG_PATH")
+                .map_or_else(|| state_dir.join(migrate::CONFIG_FILE), PathBuf::from),
+            temp_dir: env.get("TMPDIR").unwrap_or("/tmp").into(),
+            default_workspace: state_of_default.join("workspace"),
+            home,
+        }
+    }
+
+    /// Where the agent works; the default if the configuration cannot be read.
+    pub fn workspace(&self) -> PathBuf {
+        let document = document::read(&self.config).ok().flatten();
+        self.workspace_of(&document.map_or(Value::Null, |document| document.value))
+    }
+
+    /// Whether its configuration names a workspace.
+    pub fn names_workspace(&self) -> bool {
+        let document = document::read(&self.config).ok().flatten();
+        document.is_some_and(|document| document.value["agents"]["defaults"]["workspace"].is_string())
+    }
+
+    /// Where the agent works with a configuration that is not in its place yet.
+    pub fn workspace_in(&self, config: Option<&[u8]>) -> PathBuf {
+        let text = config.and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let value = text.and_then(|text| document::parse(text.trim_start_matches('\u{feff}')).ok());
+        self.workspace_of(&value.unwrap_or(Value::Null))
+    }
+
+    pub fn workspace_of(&self, config: &Value) -> PathBuf {
+        match config["agents"]["defaults"]["workspace"].as_str() {
+            Some(path) => self.home.join(path.strip_prefix("~/").unwrap_or(path)),
+            None => self.default_workspace.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_default_workspace_is_where_that_generation_looks() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |version: &str| {
+            let manifest = json!({ "name": "openclaw", "version": version });
+            fs::write(dir.path().join("package.json"), manifest.to_string()).unwrap();
+            let script = dir.path().join("openclaw.mjs");
+            fs::write(&script, "").unwrap();
+            let command = ["node", script.to_str().unwrap(), "gateway"];
+            let env: Env = [("HOME", "/home/a")].into_iter().collect();
+            Places::new(&env, Path::new("/state"), &command.map(str::to_owned)).workspace_in(None)
+        };
+        assert_eq!(of("2026.2.3"), Path::new("/home/a/.openclaw/workspace"));
+        assert_eq!(of("2026.9.6"), Path::new("/state/workspace"));
+    }
+}
