@@ -5,6 +5,7 @@ mod keeper;
 mod late;
 mod live;
 mod signals;
+mod skill;
 mod state;
 pub mod store;
 
@@ -113,7 +114,7 @@ async fn supervise(checked: Checked, role: Role, spawner: Spawner, early: &Early
         .map_err(|error| BootError::Machine("a thread for the event log", error))?;
     introduce(role, &config, &events);
 
-    let gateway = Arc::new(Gateway::new(&config, spawner.clone(), events.clone())?);
+    let gateway = Arc::new(Gateway::new(&config, spawner.clone(), events.clone(), skill::put)?);
     let mut descriptions = config.services.clone();
     let mut cares = HashMap::from([("gateway".to_owned(), Arc::clone(&gateway) as Arc<dyn Care>)]);
     if let Some(bucket) = config.store.mount.clone() {

@@ -172,7 +172,7 @@ async fn keep(
         never = tell(&progress, &events) => match never {},
     };
     events.emit(Event::BootPhase { phase: Phase::Prepare });
-    let workspace = gateway.workspace();
+    let workspace = gateway.workspace().await;
     let mut roots = roots(&config);
     if !roots.iter().any(|(_, path)| workspace.starts_with(path)) {
         roots.push((WORKSPACE.to_owned(), workspace));

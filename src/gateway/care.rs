@@ -1,13 +1,16 @@
 //! What the supervisor asks the gateway's keeper.
 
-use std::path::Path;
+use std::time::Duration;
 
 use futures_util::{FutureExt, future::BoxFuture};
-use tracing::{info, warn};
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+use tracing::warn;
 
-use super::Gateway;
+use super::{Gateway, orphans};
 use crate::{
-    browser::skill::{self, Outcome},
     event::Event,
     supervise::{Care, Ended, Launch, Start, Verdict},
 };
@@ -15,47 +18,48 @@ use crate::{
 const WAITS: &str = "it waits for its environment, which has neither OPENCLAW_GATEWAY_TOKEN nor a model provider's key: set \
                      them for the container, or have the Worker run `moltinit attach gateway` with them";
 
-/// The agent can do without, so nothing waits for it.
-fn put_skill(workspace: &Path) {
-    match skill::install(workspace) {
-        Ok(Outcome::UpToDate) => {}
-        Ok(Outcome::Installed) => info!("the browser skill is in {}", skill::directory(workspace).display()),
-        Ok(Outcome::Kept(path)) => info!("the browser skill stays as it is: {path} has been changed"),
-        Err(error) => warn!("{error}"),
+/// For putting a few small files into the workspace, which may be on anything. The agent can do without them.
+const FURNISHING: Duration = Duration::from_secs(10);
+
+/// A keeper is not heard for longer than ten minutes, and a gateway that has been up for five stays up.
+const LONGEST_TRIAL: Duration = Duration::from_secs(300);
+
+impl Gateway {
+    async fn start(&self) -> Start {
+        if self.waits_to_be_told() {
+            return Start::Hold(WAITS.into());
+        }
+        if let Err(why) = orphans::end(&self.places).await {
+            return Start::Fail(why);
+        }
+        let prepared = match self.prepare().await {
+            Ok(prepared) => prepared,
+            Err(error) if error.is_for_a_person() => return Start::Hold(error.to_string()),
+            Err(error) => return Start::Fail(error.to_string()),
+        };
+        if let Some(version) = prepared.version {
+            let version = version.to_string();
+            self.events.emit(Event::GatewayFound { version });
+        }
+        let (furnish, workspace) = (self.furnish, prepared.workspace);
+        let shown = workspace.display().to_string();
+        let furnished = spawn_blocking(move || furnish(&workspace));
+        if timeout(FURNISHING, furnished).await.is_err() {
+            warn!("the workspace {shown} does not answer: nothing is put into it for this start");
+        }
+        let child = self.environment();
+        let set = child.set.into_iter();
+        Start::Go(Launch {
+            env: set.map(|(key, value)| (key.into(), value.into())).collect(),
+            unset: child.unset.into_iter().map(Into::into).collect(),
+            ..Launch::default()
+        })
     }
 }
 
 impl Care for Gateway {
     fn before_start(&self, _attempt: u32) -> BoxFuture<'_, Start> {
-        async {
-            if self.waits_to_be_told() {
-                return Start::Hold(WAITS.into());
-            }
-            if let Err(why) = self.end_orphans().await {
-                return Start::Hold(why);
-            }
-            // A few small local files.
-            let prepared = match self.prepare() {
-                Ok(prepared) => prepared,
-                Err(error) => return Start::Hold(error.to_string()),
-            };
-            if let Some(version) = prepared.version {
-                let version = version.to_string();
-                self.events.emit(Event::GatewayFound { version });
-            }
-            put_skill(&prepared.workspace);
-            let child = self.environment();
-            Start::Go(Launch {
-                env: child
-                    .set
-                    .into_iter()
-                    .map(|(key, value)| (key.into(), value.into()))
-                    .collect(),
-                unset: child.unset.into_iter().map(Into::into).collect(),
-                ..Launch::default()
-            })
-        }
-        .boxed()
+        self.start().boxed()
     }
 
     fn after_exit(&self, ended: Ended) -> BoxFuture<'_, Verdict> {
@@ -70,7 +74,12 @@ impl Care for Gateway {
     }
 
     fn became_ready(&self) -> BoxFuture<'_, ()> {
-        async { self.works() }.boxed()
+        async {
+            let run = self.ready().await;
+            sleep(self.patience.settled.min(LONGEST_TRIAL)).await;
+            self.settled(run).await;
+        }
+        .boxed()
     }
 
     fn check(&self) -> Option<BoxFuture<'_, Result<(), String>>> {

@@ -22,6 +22,8 @@ pub enum DocumentError {
     NotAnObject { path: PathBuf, found: &'static str },
     #[error("{path} cannot be replaced, though the environment asks for a change ({why}): make it writable")]
     ReadOnly { path: PathBuf, why: io::Error },
+    #[error("{0} is a mount of its own and cannot be replaced, though a change is asked for: mount its directory instead")]
+    Mounted(PathBuf),
     #[error("cannot {doing} {path}: {why}")]
     Io {
         doing: &'static str,
@@ -31,6 +33,11 @@ pub enum DocumentError {
 }
 
 impl DocumentError {
+    /// Trying again does not help: somebody has to correct it or make room for it.
+    pub fn is_for_a_person(&self) -> bool {
+        !matches!(self, DocumentError::Io { .. })
+    }
+
     /// Another file in its place would be read.
     pub fn is_about_content(&self) -> bool {
         matches!(self, DocumentError::Syntax { .. } | DocumentError::NotAnObject { .. })
@@ -150,6 +157,7 @@ pub fn write(path: &Path, text: &str) -> Result<(), DocumentError> {
             path: path.to_owned(),
             why,
         },
+        io::ErrorKind::ResourceBusy => DocumentError::Mounted(path.to_owned()),
         _ => io_error("replace", path, why),
     };
     // A rename would replace a file its owner has made read-only, and root may write to any.

@@ -3,8 +3,8 @@
 //!
 //! * `places`: where all of it is; [`settings`]: what the environment asks of it; [`patch`]: that, written into its configuration (pure).
 //! * [`prepare`]: what has to be right before it starts; [`environment`]: what it finds in its environment.
-//! * `failure`: what its end means (pure); `choice`: which configuration to start with then (pure); `record`: those
-//!   that have worked and those that have not.
+//! * `failure`: what its end means (pure); `trial`: what that says of its configuration; `choice`: which one to start
+//!   with then (pure); `record`: those that have worked and those that have not.
 //! * `care`: all that, in the supervisor's terms.
 //! * [`rpc`]: its WebSocket protocol; `cli`: its command line, for what nothing else can do.
 
@@ -27,14 +27,16 @@ pub mod rpc;
 pub mod settings;
 #[cfg(test)]
 mod tests;
+mod trial;
 pub mod version;
 
 use std::{
-    path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
+use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::{
@@ -47,18 +49,16 @@ use crate::{
 use self::{
     cli::Cli,
     environment::ChildEnv,
-    failure::{Fault, fault},
+    failure::fault,
     places::Places,
-    prepare::{Failed, PrepareError, Prepared},
-    record::{Digest, Record},
+    prepare::{PrepareError, Prepared},
+    record::Record,
     rpc::{Rpc, RpcError},
     settings::GatewaySettings,
+    trial::{Finding, Patience, Trial},
     version::{Generation, Version},
 };
 
-/// So many failed starts in a row with a configuration that has not worked before are the configuration's fault, even
-/// if the gateway does not say so.
-const SUSPICIOUS_FAILURES: u32 = 3;
 /// For the answer to a question about its health.
 const HEALTH: Duration = Duration::from_secs(10);
 
@@ -71,30 +71,24 @@ pub struct Gateway {
     restart: Restart,
     /// Its secrets may come by `moltinit attach`: the platform's server is here, through which a Worker gives them.
     may_be_told: bool,
-    places: Places,
+    places: Arc<Places>,
     spawner: Spawner,
     events: Events,
+    /// Puts what is ours into the agent's workspace.
+    furnish: fn(&Path),
+    patience: Patience,
+    /// Reads and writes files, so only threads that may block take it.
+    trial: Arc<Mutex<Trial>>,
     present: Mutex<Present>,
 }
 
-/// What changes while the supervisor runs.
+/// What changes while the supervisor runs. Never locked for longer than it takes to copy.
 struct Present {
     env: Env,
     settings: GatewaySettings,
-    record: Record,
     prepared: Option<Prepared>,
     /// Of the gateway that is ready.
     pid: Option<i32>,
-    trouble: Trouble,
-}
-
-/// What has gone wrong since the gateway was last ready.
-#[derive(Default)]
-struct Trouble {
-    failures: u32,
-    doctor_was_here: bool,
-    /// The configuration that failed first.
-    failed: Option<Failed>,
 }
 
 /// Where an agent works whose own configuration is `text`; `None` is one that has not been configured yet. For a
@@ -122,27 +116,37 @@ impl Gateway {
         GatewaySettings::from_env(&config.env, config).map(drop)
     }
 
-    /// A keeper for the configuration's service `gateway`. Touches nothing yet.
+    /// A keeper for the configuration's service `gateway`. Touches nothing yet. `furnish` puts what is ours into the
+    /// agent's workspace, before each start.
     ///
     /// # Errors
     /// Every problem of the gateway's settings at once.
-    pub fn new(config: &Config, spawner: Spawner, events: Events) -> Result<Gateway, Problems> {
+    pub fn new(config: &Config, spawner: Spawner, events: Events, furnish: fn(&Path)) -> Result<Gateway, Problems> {
         let settings = GatewaySettings::from_env(&config.env, config)?;
         let service = config.services.iter().find(|service| service.name == "gateway");
+        let ready = service.and_then(|service| service.ready.as_ref());
+        let patience = Patience {
+            ready: ready.map_or(Duration::ZERO, |probe| probe.timeout),
+            settled: service.map_or(Duration::ZERO, |service| service.backoff.reset_after),
+        };
         Ok(Gateway {
             command: service.map(|service| service.command.clone()).unwrap_or_default(),
             restart: service.map_or(Restart::Always, |service| service.restart),
             may_be_told: config.services.iter().any(|service| service.name == SANDBOX),
-            places: Places::of(config),
+            places: Arc::new(Places::of(config)),
             spawner,
             events,
+            furnish,
+            patience,
+            trial: Arc::new(Mutex::new(Trial::new(
+                Record::open(&config.data_dir.join("gateway")),
+                patience,
+            ))),
             present: Mutex::new(Present {
                 env: config.env.clone(),
                 settings,
-                record: Record::open(&record_dir(config)),
                 prepared: None,
                 pid: None,
-                trouble: Trouble::default(),
             }),
         })
     }
@@ -167,26 +171,34 @@ impl Gateway {
         self.may_be_told && settings.token.is_none() && settings.route.is_none()
     }
 
-    /// Where the agent works, as its configuration has it now.
-    pub fn workspace(&self) -> PathBuf {
-        self.places.workspace()
+    /// Where the agent works, as its configuration has it now. State that an older name of the gateway has left is moved
+    /// to where it is looked for today before, since the configuration may be in it.
+    pub async fn workspace(&self) -> PathBuf {
+        let places = Arc::clone(&self.places);
+        blocking(move || {
+            // What cannot be moved keeps the gateway from starting, and that says why.
+            let _ = prepare::move_older_state(&places);
+            places.workspace()
+        })
+        .await
     }
 
-    /// Makes the state ready for a start. Reads and writes local files only, and takes milliseconds.
-    ///
-    /// # Errors
-    /// Something stands in the way that only a person can judge; nothing was overwritten.
-    pub fn prepare(&self) -> Result<Prepared, PrepareError> {
-        let mut present = self.present();
-        let path = present.env.get("PATH").unwrap_or_default();
-        let prepared = prepare::prepare(
-            &self.places,
-            &present.settings,
-            &self.command,
-            path,
-            &present.record,
-            present.trouble.failed.as_ref(),
-        )?;
+    /// Makes the state ready for a start.
+    async fn prepare(&self) -> Result<Prepared, PrepareError> {
+        let (settings, path) = {
+            let present = self.present();
+            let path = present.env.get("PATH").unwrap_or_default().to_owned();
+            (present.settings.clone(), path)
+        };
+        let (places, command) = (Arc::clone(&self.places), self.command.clone());
+        let prepare = move |trial: &mut Trial| {
+            let failed = trial.failed().cloned();
+            let prepared = prepare::prepare(&places, &settings, &command, &path, &trial.record, failed)?;
+            let rolled_back = prepared.rolled_back.is_some();
+            trial.begin(prepared.digest.clone(), prepared.version, rolled_back, Instant::now());
+            Ok::<_, PrepareError>(prepared)
+        };
+        let prepared = self.on_trial(prepare).await?;
         if let Some(back) = &prepared.rolled_back {
             warn!(
                 "the gateway's configuration was rolled back: {}; it is kept in {}",
@@ -197,18 +209,9 @@ impl Gateway {
                 reason: back.reason.clone(),
                 kept: back.kept.display().to_string(),
             });
-            present.trouble.failed = None;
         }
-        present.prepared = Some(prepared.clone());
+        self.present().prepared = Some(prepared.clone());
         Ok(prepared)
-    }
-
-    /// Ends gateways that nobody looks after. Only before a start, when there is none of ours.
-    ///
-    /// # Errors
-    /// One that does not go.
-    async fn end_orphans(&self) -> Result<(), String> {
-        orphans::end(&self.places.state_dir).await
     }
 
     /// What its process needs in its environment.
@@ -217,7 +220,7 @@ impl Gateway {
         environment::child_env(&present.env, &present.settings, &self.places)
     }
 
-    /// A client of it, with the token of the last [`prepare`](Self::prepare).
+    /// A client of it, with the token of the last start.
     pub fn rpc(&self) -> Rpc {
         let present = self.present();
         let prepared = present.prepared.as_ref().and_then(|prepared| prepared.token.clone());
@@ -242,46 +245,43 @@ impl Gateway {
         self.rpc().health(HEALTH).await
     }
 
-    /// It has become ready: its configuration is one that works.
-    fn works(&self) {
-        let mut present = self.present();
-        present.trouble = Trouble::default();
-        present.pid = processes::gateways_on(&self.places.state_dir)
-            .first()
-            .map(|pid| pid.as_raw());
-        match document::read(&self.places.config) {
-            Ok(Some(document)) => {
-                if let Err(error) = present.record.keep_good(&document.text) {
-                    warn!("cannot keep the configuration that works: {error}");
-                }
-            }
-            Ok(None) => {}
-            Err(error) => warn!("the gateway works, but its configuration cannot be kept: {error}"),
-        }
+    /// It has become ready. Gives the number of that run.
+    async fn ready(&self) -> u64 {
+        let places = Arc::clone(&self.places);
+        let ready = move |trial: &mut Trial| {
+            let on_disk = document::read(&places.config).ok().flatten();
+            let pid = processes::gateways_on(&places.state_dir).first().map(|pid| pid.as_raw());
+            (trial.ready(on_disk, Instant::now()), pid)
+        };
+        let (run, pid) = self.on_trial(ready).await;
+        self.present().pid = pid;
+        run
+    }
+
+    /// That run has been ready for a while.
+    async fn settled(&self, run: u64) {
+        self.on_trial(move |trial| trial.settle(run)).await;
     }
 
     /// It has ended, unasked. A configuration that it refuses is given to its doctor once; after that the next
     /// [`prepare`](Self::prepare) takes another.
     async fn ended(&self, status: i32, was_ready: bool, tail: &[String]) -> Verdict {
         let pid = self.present().pid.take();
-        match fault(status, tail) {
-            Fault::Configuration { reason, named } => self.configuration_failed(reason, named).await,
-            Fault::SecondInstance => Verdict::Restart,
-            Fault::Hopeless(reason) => Verdict::Hold(reason),
-            Fault::Other(_) if was_ready && status == 0 => self.wanted_restart(pid).await,
-            Fault::Other(_) if was_ready => Verdict::Restart,
-            Fault::Other(reason) => {
-                let failures = {
-                    let mut present = self.present();
-                    present.trouble.failures += 1;
-                    present.trouble.failures
-                };
-                if failures >= SUSPICIOUS_FAILURES && self.has_changed_since_it_worked() {
-                    self.configuration_failed(reason, false).await
-                } else {
-                    Verdict::Restart
+        let (fault, places) = (fault(status, tail), Arc::clone(&self.places));
+        let judge = move |trial: &mut Trial| {
+            let on_disk = || document::read(&places.config).ok().flatten();
+            trial.ended(fault, was_ready, on_disk, Instant::now())
+        };
+        match self.on_trial(judge).await {
+            (Finding::Hopeless(reason), _) => Verdict::Hold(reason),
+            (Finding::Nothing, _) if was_ready && status == 0 => self.wanted_restart(pid).await,
+            (_, true) => {
+                if let Some(cli) = self.cli() {
+                    cli.doctor().await;
                 }
+                Verdict::Restart
             }
+            _ => Verdict::Restart,
         }
     }
 
@@ -300,40 +300,6 @@ impl Gateway {
         }
     }
 
-    /// Whether there is a configuration that worked, and the present one is another.
-    fn has_changed_since_it_worked(&self) -> bool {
-        let version = self.version();
-        let Some(good) = self.present().record.good() else {
-            return false;
-        };
-        let now = document::read(&self.places.config).ok().flatten();
-        now.is_some_and(|now| Digest::of(&now.value, version) != Digest::of(&good, version))
-    }
-
-    async fn configuration_failed(&self, reason: String, certain: bool) -> Verdict {
-        let version = self.version();
-        let on_disk = document::read(&self.places.config).ok().flatten();
-        let doctor_was_here = {
-            let mut present = self.present();
-            let chosen = present.prepared.as_ref().map(|prepared| prepared.digest.clone());
-            let found = on_disk.as_ref().map(|document| Digest::of(&document.value, version));
-            for digest in chosen.into_iter().chain(found) {
-                present.record.refuse(digest, certain);
-            }
-            if let Some(document) = on_disk {
-                present.trouble.failed.get_or_insert(Failed {
-                    text: document.text,
-                    reason,
-                });
-            }
-            std::mem::replace(&mut present.trouble.doctor_was_here, true)
-        };
-        if !doctor_was_here && let Some(cli) = self.cli() {
-            cli.doctor().await;
-        }
-        Verdict::Restart
-    }
-
     /// `None` for a command that is no installed gateway.
     fn cli(&self) -> Option<Cli> {
         self.version()?;
@@ -349,8 +315,19 @@ impl Gateway {
     fn present(&self) -> MutexGuard<'_, Present> {
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    async fn on_trial<T: Send + 'static>(&self, work: impl FnOnce(&mut Trial) -> T + Send + 'static) -> T {
+        let trial = Arc::clone(&self.trial);
+        blocking(move || work(&mut trial.lock().unwrap_or_else(PoisonError::into_inner))).await
+    }
 }
 
-fn record_dir(config: &Config) -> PathBuf {
-    config.data_dir.join("gateway")
+/// Does what reads or writes files, on a thread that may wait for them.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match spawn_blocking(work).await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime is ending, and takes us with it.
+        Err(Err(_)) => std::future::pending().await,
+    }
 }

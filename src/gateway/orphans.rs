@@ -2,7 +2,7 @@
 //! One of them alive would make the next one exit.
 
 use std::{
-    path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use nix::{
 };
 use tracing::warn;
 
-use super::processes;
+use super::{blocking, places::Places, processes};
 
 /// For an orderly end. An idle gateway takes two seconds; one that is at work has nobody left to deliver it to.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -21,16 +21,19 @@ const KILLED: Duration = Duration::from_secs(5);
 /// Their end makes no event that could be awaited: they need not be our children.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Ends every gateway on the state directory. There must be none of ours.
+/// Ends every gateway on the state. There must be none of ours.
 ///
 /// # Errors
 /// One that does not go.
-pub async fn end(state_dir: &Path) -> Result<(), String> {
+pub async fn end(places: &Arc<Places>) -> Result<(), String> {
+    let found = || {
+        let places = Arc::clone(places);
+        blocking(move || processes::gateways_on(&places.state_dir))
+    };
     for (signal, patience) in [(Signal::SIGTERM, PATIENCE), (Signal::SIGKILL, KILLED)] {
-        let found = processes::gateways_on(state_dir);
-        for pid in &found {
+        for pid in found().await {
             warn!("ending a gateway that nobody looks after (pid {pid}, {signal})");
-            match kill(*pid, signal) {
+            match kill(pid, signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(errno) => {
                     return Err(format!(
@@ -40,14 +43,14 @@ pub async fn end(state_dir: &Path) -> Result<(), String> {
             }
         }
         let deadline = Instant::now() + patience;
-        while !processes::gateways_on(state_dir).is_empty() {
+        while !found().await.is_empty() {
             if Instant::now() > deadline {
                 break;
             }
             tokio::time::sleep(LOOK).await;
         }
     }
-    match processes::gateways_on(state_dir).first() {
+    match found().await.first() {
         None => Ok(()),
         Some(pid) => Err(format!("a gateway (pid {pid}) is in the way and does not end")),
     }
@@ -55,7 +58,7 @@ pub async fn end(state_dir: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, path::Path};
 
     use nix::{fcntl::OFlag, unistd::pipe2};
 
@@ -81,7 +84,8 @@ mod tests {
             (child.unwrap(), until)
         };
         let ((mut orphan, _input), (mut other, until)) = (start(&ours), start(&theirs));
-        end(&ours).await.unwrap();
+        let places = Places::new(&crate::config::env::Env::default(), &ours, &[]);
+        end(&Arc::new(places)).await.unwrap();
         assert_eq!(orphan.wait().await, Exit::Signal(Signal::SIGTERM as i32));
         assert_eq!(processes::gateways_on(&theirs), [other.pid()]);
         drop(until);

@@ -64,6 +64,17 @@ pub enum PrepareError {
     AllRefused(String, PathBuf),
 }
 
+impl PrepareError {
+    /// Trying again does not help, and doing otherwise than was asked might harm.
+    pub fn is_for_a_person(&self) -> bool {
+        match self {
+            PrepareError::Document(error) => error.is_for_a_person(),
+            PrepareError::AllRefused(..) => true,
+            PrepareError::Migrate { .. } | PrepareError::Directory { .. } => false,
+        }
+    }
+}
+
 /// Prepares the state for a gateway that `command` will start, found by `path`.
 ///
 /// Reads and writes local files only.
@@ -76,12 +87,9 @@ pub fn prepare(
     command: &[String],
     path: &str,
     record: &Record,
-    failed: Option<&Failed>,
+    mut failed: Option<Failed>,
 ) -> Result<Prepared, PrepareError> {
-    let moved = migrate::migrate(&places.home, &places.state_dir);
-    for path in moved.map_err(|(path, why)| PrepareError::Migrate { path, why })? {
-        info!("moved {} to where the gateway looks today", path.display());
-    }
+    move_older_state(places)?;
     let version = version::installed(command, path);
     let generation = version.map_or(Generation::Current, Version::generation);
 
@@ -95,7 +103,6 @@ pub fn prepare(
         })?;
     }
     let good = record.good();
-    let mut failed = failed.cloned();
     let present = match document::read(&places.config) {
         Ok(found) => Some(found.map_or_else(|| json!({}), |document| document.value)),
         Err(error) if error.is_about_content() && good.is_some() => {
@@ -127,7 +134,13 @@ pub fn prepare(
         if !choice.is_present && !is_new {
             rolled_back = Some(keep_rejected(places, failed)?);
         }
-        document::write(&places.config, &document::render(&value))?;
+        if let Err(error) = document::write(&places.config, &document::render(&value)) {
+            // It is still in its place, and the next try would keep another copy.
+            if let Some(back) = &rolled_back {
+                let _ = fs::remove_file(&back.kept);
+            }
+            return Err(error.into());
+        }
         for change in &choice.changes {
             info!("{}: {change}", places.config.display());
         }
@@ -144,6 +157,18 @@ pub fn prepare(
         digest,
         rolled_back,
     })
+}
+
+/// Moves state that an older name of the gateway has left to where it is looked for today.
+///
+/// # Errors
+/// Something cannot be moved; it is where it was.
+pub fn move_older_state(places: &Places) -> Result<(), PrepareError> {
+    let moved = migrate::migrate(&places.home, &places.state_dir);
+    for path in moved.map_err(|(path, why)| PrepareError::Migrate { path, why })? {
+        info!("moved {} to where the gateway looks today", path.display());
+    }
+    Ok(())
 }
 
 /// Puts the configuration that failed beside the one that is to replace it.
@@ -238,7 +263,7 @@ mod tests {
             &self,
             env: &[(&str, &str)],
             record: &Record,
-            failed: Option<&Failed>,
+            failed: Option<Failed>,
         ) -> Result<Prepared, PrepareError> {
             let settings = GatewaySettings::of_env(&env.iter().copied().collect()).unwrap();
             prepare(&self.places, &settings, &[], "", record, failed)
@@ -246,6 +271,13 @@ mod tests {
 
         fn record(&self) -> Record {
             Record::open(&self.places.home.join("data"))
+        }
+
+        /// The present configuration becomes the last good one.
+        fn keep_good(&self) {
+            let document = document::read(&self.places.config).unwrap().unwrap();
+            let digest = Digest::of(&document.value, None);
+            self.record().keep_good(&document.text, &digest).unwrap();
         }
 
         fn text(&self) -> String {
@@ -325,7 +357,7 @@ mod tests {
     fn a_refused_configuration_makes_way_for_the_last_that_worked() {
         let machine = Machine::new();
         machine.prepare(&[]).unwrap();
-        machine.record().keep_good(&machine.text()).unwrap();
+        machine.keep_good();
         let good = machine.text();
         let bad = good.replacen('{', r#"{ "bogus": 1, "#, 1);
         fs::write(&machine.places.config, &bad).unwrap();
@@ -337,7 +369,7 @@ mod tests {
             reason: "Unrecognized key".to_owned(),
         };
         let back = machine
-            .prepare_with(&[], &record, Some(&failed))
+            .prepare_with(&[], &record, Some(failed))
             .unwrap()
             .rolled_back
             .unwrap();
@@ -356,13 +388,31 @@ mod tests {
     fn an_edit_that_is_no_json_makes_way_too() {
         let machine = Machine::new();
         machine.prepare(&[]).unwrap();
-        machine.record().keep_good(&machine.text()).unwrap();
+        machine.keep_good();
         let good = machine.text();
         fs::write(&machine.places.config, "{ torn").unwrap();
         let back = machine.prepare(&[]).unwrap().rolled_back.unwrap();
         assert!(back.reason.contains("is not JSON5"), "{}", back.reason);
         assert_eq!(fs::read_to_string(back.kept).unwrap(), "{ torn");
         assert_eq!(machine.text(), good);
+    }
+
+    #[test]
+    fn what_cannot_be_replaced_leaves_no_copies_and_is_tried_again() {
+        let machine = Machine::new();
+        machine.prepare(&[]).unwrap();
+        machine.keep_good();
+        fs::write(&machine.places.config, "{ torn").unwrap();
+        // In the way of the file that is to be renamed to it.
+        fs::create_dir(machine.places.state_dir.join("openclaw.json.moltinit.tmp")).unwrap();
+        for _ in 0..3 {
+            let error = machine.prepare(&[]).unwrap_err();
+            assert!(!error.is_for_a_person(), "{error}");
+        }
+        let names = fs::read_dir(&machine.places.state_dir).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        assert_eq!(names.filter(|name| name.contains("rejected")).count(), 0);
+        assert_eq!(machine.text(), "{ torn");
     }
 
     #[test]

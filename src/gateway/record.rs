@@ -37,6 +37,8 @@ impl Digest {
 /// The record, in a directory of its own.
 pub struct Record {
     good: PathBuf,
+    /// The digest of the above, with the version that it has worked with.
+    good_digest: PathBuf,
     refused: PathBuf,
     /// What is on disk, and what only this run suspects.
     known_refused: Vec<Digest>,
@@ -49,26 +51,34 @@ impl Record {
         let text = fs::read_to_string(&refused).unwrap_or_default();
         Record {
             good: dir.join("last-good.json"),
+            good_digest: dir.join("last-good.digest"),
             refused,
             known_refused: text.lines().map(|line| Digest(line.to_owned())).collect(),
         }
     }
 
-    /// The last configuration that a gateway became ready with.
+    /// The last configuration that a gateway was well with.
     pub fn good(&self) -> Option<Value> {
         document::read(&self.good).ok().flatten().map(|document| document.value)
     }
 
-    /// A gateway has become ready with this text.
+    /// Whether it is the last good one, under the version that it was good with.
+    pub fn is_good(&self, digest: &Digest) -> bool {
+        fs::read_to_string(&self.good_digest).is_ok_and(|known| known.trim_end() == digest.0)
+    }
+
+    /// A gateway is well with this text, which means that.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn keep_good(&self, text: &str) -> io::Result<()> {
-        if fs::read_to_string(&self.good).is_ok_and(|known| known == text) {
-            return Ok(());
+    pub fn keep_good(&self, text: &str, digest: &Digest) -> io::Result<()> {
+        for (path, text) in [(&self.good, text), (&self.good_digest, &*format!("{}\n", digest.0))] {
+            if !fs::read_to_string(path).is_ok_and(|known| known == text) {
+                fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+                document::write(path, text).map_err(io::Error::other)?;
+            }
         }
-        fs::create_dir_all(self.good.parent().unwrap_or(Path::new("/")))?;
-        document::write(&self.good, text).map_err(io::Error::other)
+        Ok(())
     }
 
     pub fn is_refused(&self, digest: &Digest) -> bool {
@@ -134,8 +144,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let record = Record::open(dir.path());
         assert_eq!(record.good(), None);
-        record.keep_good("{ a: 1 }").unwrap();
-        record.keep_good("{ a: 2 }").unwrap();
+        let keep = |n: i32| {
+            let digest = Digest::of(&json!({ "a": n }), None);
+            record.keep_good(&format!("{{ a: {n} }}"), &digest).unwrap();
+            digest
+        };
+        let (first, second) = (keep(1), keep(2));
+        assert!(record.is_good(&second) && !record.is_good(&first));
         assert_eq!(Record::open(dir.path()).good(), Some(json!({ "a": 2 })));
         fs::write(dir.path().join("last-good.json"), "torn {").unwrap();
         assert_eq!(record.good(), None);

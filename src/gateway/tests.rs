@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::*;
+use super::{trial::SUSPICIOUS_FAILURES, *};
 use crate::config::{Machine, load};
 
 /// What the doctor of the stand-in does to the configuration: `cp` it from here, or fail.
@@ -57,7 +57,7 @@ impl Keeper {
         );
         let config = load(Some(&file), env, &machine).unwrap();
         let (said, events) = Events::channel();
-        let gateway = Gateway::new(&config, Spawner::start().unwrap(), said).unwrap();
+        let gateway = Gateway::new(&config, Spawner::start().unwrap(), said, |_| {}).unwrap();
         Keeper {
             gateway,
             events,
@@ -104,10 +104,24 @@ impl Keeper {
             .collect()
     }
 
+    async fn prepare(&self) -> Prepared {
+        self.gateway.prepare().await.unwrap()
+    }
+
+    /// It becomes ready, and stays so.
+    async fn works(&self) {
+        let run = self.gateway.ready().await;
+        self.gateway.settled(run).await;
+    }
+
     async fn refuse(&self) -> Verdict {
+        self.says_it_is_invalid(78, false).await
+    }
+
+    async fn says_it_is_invalid(&self, status: i32, was_ready: bool) -> Verdict {
         let said = "Gateway failed to start: Invalid config at openclaw.json:\n<root>: Unrecognized key: \"bogus\"";
         let said: Vec<String> = said.lines().map(str::to_owned).collect();
-        self.gateway.ended(78, false, &said).await
+        self.gateway.ended(status, was_ready, &said).await
     }
 
     async fn crash(&self) -> Verdict {
@@ -118,18 +132,18 @@ impl Keeper {
 #[tokio::test]
 async fn a_refused_configuration_goes_to_the_doctor_once_and_then_back() {
     let mut keeper = Keeper::new("always", &[]);
-    keeper.gateway.prepare().unwrap();
-    keeper.gateway.works();
+    keeper.prepare().await;
+    keeper.works().await;
     let good = keeper.config();
     let mut bad = good.clone();
     bad["bogus"] = json!(1);
     keeper.write(&bad);
 
-    keeper.gateway.prepare().unwrap();
+    keeper.prepare().await;
     assert_eq!(keeper.refuse().await, Verdict::Restart);
     assert_eq!(keeper.calls(), ["doctor --fix --yes --non-interactive"]);
     // The doctor of this one has changed nothing, so there is no use in another try.
-    keeper.gateway.prepare().unwrap();
+    keeper.prepare().await;
     assert_eq!(keeper.config(), good);
     let told = keeper.roll_backs();
     let [(reason, kept)] = &told[..] else {
@@ -142,8 +156,8 @@ async fn a_refused_configuration_goes_to_the_doctor_once_and_then_back() {
     assert!(kept.contains("openclaw.json.rejected-"), "{kept}");
     assert_eq!(document::read(Path::new(kept)).unwrap().unwrap().value, bad);
 
-    keeper.gateway.works();
-    keeper.gateway.prepare().unwrap();
+    keeper.works().await;
+    keeper.prepare().await;
     assert_eq!(keeper.roll_backs(), []);
     assert_eq!(keeper.calls().len(), 1);
 }
@@ -151,8 +165,8 @@ async fn a_refused_configuration_goes_to_the_doctor_once_and_then_back() {
 #[tokio::test]
 async fn what_the_doctor_cures_is_started_with() {
     let mut keeper = Keeper::new("always", &[]);
-    keeper.gateway.prepare().unwrap();
-    keeper.gateway.works();
+    keeper.prepare().await;
+    keeper.works().await;
     let mut cured = keeper.config();
     cured["cured"] = json!(true);
     fs::write(keeper.path("openclaw/cure"), cured.to_string()).unwrap();
@@ -160,13 +174,13 @@ async fn what_the_doctor_cures_is_started_with() {
     bad["bogus"] = json!(1);
     keeper.write(&bad);
 
-    keeper.gateway.prepare().unwrap();
+    keeper.prepare().await;
     keeper.refuse().await;
-    keeper.gateway.prepare().unwrap();
+    keeper.prepare().await;
     assert_eq!(keeper.config(), cured);
     // It was no cure after all. What is kept is what was there before it.
     keeper.refuse().await;
-    keeper.gateway.prepare().unwrap();
+    keeper.prepare().await;
     assert_eq!(keeper.config().get("cured"), None);
     let told = keeper.roll_backs();
     assert_eq!(document::read(Path::new(&told[0].1)).unwrap().unwrap().value, bad);
@@ -176,13 +190,13 @@ async fn what_the_doctor_cures_is_started_with() {
 #[tokio::test]
 async fn a_setting_that_breaks_the_gateway_is_left_out_and_not_tried_at_the_next_boot() {
     let mut keeper = Keeper::new("always", &[("TELEGRAM_BOT_TOKEN", "t")]);
-    keeper.gateway.prepare().unwrap();
+    keeper.prepare().await;
     let mut good = keeper.config();
     good.as_object_mut().unwrap().shift_remove("channels");
     keeper.write(&good);
-    keeper.gateway.works();
+    keeper.works().await;
     for _ in 0..2 {
-        keeper.gateway.prepare().unwrap();
+        keeper.prepare().await;
         assert!(keeper.config().get("channels").is_some() || !keeper.roll_backs().is_empty());
         if keeper.config().get("channels").is_some() {
             keeper.refuse().await;
@@ -190,42 +204,104 @@ async fn a_setting_that_breaks_the_gateway_is_left_out_and_not_tried_at_the_next
     }
     assert_eq!(keeper.config(), good);
     let again = Record::open(&keeper.path("data/gateway"));
-    keeper.gateway.present().record = again;
-    keeper.gateway.prepare().unwrap();
+    keeper.gateway.on_trial(|trial| trial.record = again).await;
+    keeper.prepare().await;
     assert_eq!(keeper.config(), good);
     assert_eq!(keeper.roll_backs(), []);
 }
 
 #[tokio::test]
 async fn crashes_that_begin_with_a_changed_configuration_are_its_fault() {
+    for was_ready in [false, true] {
+        let mut keeper = Keeper::new("always", &[]);
+        keeper.prepare().await;
+        keeper.works().await;
+        let good = keeper.config();
+        let crash = async || {
+            keeper.prepare().await;
+            if was_ready {
+                keeper.gateway.ready().await;
+            }
+            keeper.gateway.ended(1, was_ready, &["boom".to_owned()]).await
+        };
+        for _ in 0..5 {
+            assert_eq!(crash().await, Verdict::Restart);
+        }
+        assert!(keeper.calls().is_empty(), "with what has worked, it is not the configuration");
+
+        let mut changed = good.clone();
+        changed["plugins"] = json!({ "allow": ["x"] });
+        keeper.write(&changed);
+        for _ in 0..SUSPICIOUS_FAILURES {
+            assert_eq!(keeper.config(), changed);
+            assert_eq!(crash().await, Verdict::Restart);
+        }
+        keeper.prepare().await;
+        assert_eq!(keeper.config(), good);
+        assert_eq!(keeper.roll_backs()[0].0, "boom");
+        // Nobody is sure, so the next boot may try again.
+        assert!(!keeper.path("data/gateway/refused-configs").exists());
+    }
+}
+
+/// The early generation skips an edit that it does not understand, says so in the words with which it would refuse to
+/// start, and goes on with what it has. What ends it later has nothing to do with that.
+#[tokio::test]
+async fn an_edit_of_a_running_gateway_does_not_cost_the_configuration_that_works() {
     let mut keeper = Keeper::new("always", &[]);
-    keeper.gateway.prepare().unwrap();
-    keeper.gateway.works();
+    keeper.prepare().await;
+    keeper.works().await;
+    let good = keeper.config();
+    let mut bad = good.clone();
+    bad["bogus"] = json!(1);
+    keeper.write(&bad);
+
+    assert_eq!(keeper.says_it_is_invalid(1, true).await, Verdict::Restart);
+    assert!(keeper.calls().is_empty());
+    keeper.prepare().await;
+    assert_eq!(keeper.config(), bad, "nobody has started with it yet");
+    keeper.refuse().await;
+    assert_eq!(keeper.calls().len(), 1);
+    keeper.prepare().await;
+    assert_eq!(keeper.config(), good);
+    let told = keeper.roll_backs();
+    assert_eq!(document::read(Path::new(&told[0].1)).unwrap().unwrap().value, bad);
+}
+
+#[tokio::test]
+async fn what_has_worked_stays_whatever_a_gateway_says() {
+    let mut keeper = Keeper::new("always", &[]);
+    keeper.prepare().await;
+    keeper.works().await;
     let good = keeper.config();
     for _ in 0..5 {
-        keeper.gateway.prepare().unwrap();
-        keeper.crash().await;
+        keeper.prepare().await;
+        let verdict = keeper.gateway.ended(78, false, &["something else".to_owned()]).await;
+        assert_eq!(verdict, Verdict::Restart);
     }
-    assert_eq!(
-        keeper.calls(),
-        [] as [&str; 0],
-        "with what has worked, it is not the configuration"
-    );
+    assert!(keeper.calls().is_empty());
+    // By name: a variable that it refers to is not there today, say.
+    for _ in 0..5 {
+        keeper.prepare().await;
+        assert_eq!(keeper.refuse().await, Verdict::Restart);
+    }
+    assert_eq!(keeper.calls().len(), 1);
+    keeper.prepare().await;
+    assert_eq!(keeper.config(), good);
+    assert_eq!(keeper.roll_backs(), []);
+}
 
-    let mut changed = good.clone();
-    changed["plugins"] = json!({ "allow": ["x"] });
-    keeper.write(&changed);
-    keeper.gateway.works();
-    keeper.write(&json!({ "gateway": good["gateway"], "plugins": { "allow": ["y"] } }));
-    for _ in 0..SUSPICIOUS_FAILURES {
-        keeper.gateway.prepare().unwrap();
-        assert_eq!(keeper.crash().await, Verdict::Restart);
-    }
-    keeper.gateway.prepare().unwrap();
-    assert_eq!(keeper.config(), changed);
-    assert_eq!(keeper.roll_backs()[0].0, "boom");
-    // Nobody is sure, so the next boot may try again.
-    assert!(!keeper.path("data/gateway/refused-configs").exists());
+#[tokio::test]
+async fn a_run_that_ended_soon_has_proved_nothing() {
+    let keeper = Keeper::new("always", &[]);
+    keeper.prepare().await;
+    let run = keeper.gateway.ready().await;
+    keeper.gateway.ended(1, true, &[]).await;
+    keeper.prepare().await;
+    keeper.gateway.settled(run).await;
+    assert!(!keeper.path("data/gateway/last-good.json").exists());
+    keeper.works().await;
+    assert!(keeper.path("data/gateway/last-good.json").exists());
 }
 
 #[tokio::test]
@@ -234,7 +310,7 @@ async fn crashes_without_a_configuration_that_worked_leave_the_present_one() {
     fs::create_dir_all(keeper.path(".openclaw")).unwrap();
     keeper.write(&json!({ "agents": { "list": [{ "id": "mine" }] } }));
     for _ in 0..2 * SUSPICIOUS_FAILURES {
-        keeper.gateway.prepare().unwrap();
+        keeper.prepare().await;
         keeper.crash().await;
     }
     assert_eq!(keeper.config()["agents"]["list"][0]["id"], "mine");
@@ -245,7 +321,7 @@ async fn crashes_without_a_configuration_that_worked_leave_the_present_one() {
 async fn there_is_an_end_to_refusing() {
     let keeper = Keeper::new("always", &[("TELEGRAM_BOT_TOKEN", "t")]);
     for _ in 0..10 {
-        if let Err(error) = keeper.gateway.prepare() {
+        if let Err(error) = keeper.gateway.prepare().await {
             assert!(error.to_string().contains("Unrecognized key"), "{error}");
             assert_eq!(keeper.calls().len(), 1);
             return;
@@ -258,8 +334,8 @@ async fn there_is_an_end_to_refusing() {
 #[tokio::test]
 async fn a_clean_exit_is_a_request_to_be_started_again() {
     let keeper = Keeper::new("always", &[]);
-    keeper.gateway.prepare().unwrap();
-    keeper.gateway.works();
+    keeper.prepare().await;
+    keeper.works().await;
     assert_eq!(keeper.gateway.ended(0, true, &[]).await, Verdict::RestartNow);
     assert_eq!(keeper.gateway.ended(1, true, &[]).await, Verdict::Restart);
     assert_eq!(keeper.gateway.ended(0, false, &[]).await, Verdict::Restart);
@@ -267,8 +343,8 @@ async fn a_clean_exit_is_a_request_to_be_started_again() {
 
     // Where a clean exit would be the end, it has to be asked.
     let keeper = Keeper::new("on-failure", &[]);
-    keeper.gateway.prepare().unwrap();
-    keeper.gateway.works();
+    keeper.prepare().await;
+    keeper.works().await;
     assert_eq!(
         keeper.gateway.ended(0, true, &[]).await,
         Verdict::Restart,
@@ -285,7 +361,7 @@ async fn a_clean_exit_is_a_request_to_be_started_again() {
 #[tokio::test]
 async fn what_no_start_helps_is_held() {
     let keeper = Keeper::new("always", &[]);
-    keeper.gateway.prepare().unwrap();
+    keeper.prepare().await;
     let said = vec!["2 OpenClaw database schema(s) are newer than this build.".to_owned()];
     let verdict = keeper.gateway.ended(78, false, &said).await;
     assert_eq!(verdict, Verdict::Hold(said[0].clone()));

@@ -42,6 +42,8 @@ pub enum Start {
     Go(Launch),
     /// Do not start until somebody says so; why.
     Hold(String),
+    /// It cannot be started now; to be tried again as after a start that failed. Why.
+    Fail(String),
 }
 
 /// How a run of the service ended.

@@ -109,7 +109,7 @@ impl Launcher {
         match prepared {
             Ok(Start::Go(launch)) => self.spawn(attached, launch).await.unwrap_or_else(|outcome| outcome),
             Ok(Start::Hold(why)) => Outcome::Held(why),
-            Err(why) => Outcome::Failed { code: 1, why },
+            Ok(Start::Fail(why)) | Err(why) => Outcome::Failed { code: 1, why },
         }
     }
 

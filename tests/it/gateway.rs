@@ -13,7 +13,7 @@ use nix::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    MOLTINIT,
+    MOLTINIT, PATIENCE,
     container::{Container, Disk, TOKEN, event},
     eventually,
     gateway::Gateway,
@@ -76,6 +76,15 @@ impl Run {
         self.wait_for_another(pid);
     }
 
+    /// Waits until the present configuration is one to go back to.
+    fn wait_for_good(&self) {
+        let good = self.disk.path("data/gateway/last-good.json");
+        eventually(format_args!("a good configuration; {}", self.container), PATIENCE, || {
+            let good: Value = json5::from_str(&fs::read_to_string(&good).ok()?).ok()?;
+            (good["gateway"] == self.config()["gateway"]).then_some(())
+        });
+    }
+
     fn config(&self) -> Value {
         json5::from_str(&fs::read_to_string(self.disk.state().join("openclaw.json")).unwrap()).unwrap()
     }
@@ -132,6 +141,7 @@ fn a_first_boot_is_ready_and_pairs(gateway: Gateway, version: &str) {
 
 fn a_refused_configuration_is_cured_or_rolled_back(gateway: Gateway) {
     let run = Run::of(gateway);
+    run.wait_for_good();
     // The gateway's own doctor takes unknown keys out.
     run.edit("bogus", json!(1));
     run.restart();

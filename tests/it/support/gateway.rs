@@ -48,6 +48,7 @@ impl Gateway {
             command = ["openclaw", "gateway", "--port", "{port}", "--bind", "loopback"]
             ready = {{ http = "http://127.0.0.1:{port}/readyz", json = "ready" }}
             live = {{ http = "http://127.0.0.1:{port}/healthz", json = "ok", every = "2s" }}
+            backoff = {{ reset_after = "2s" }}
             "#
         );
         fs::write(&file, text).unwrap();
