@@ -9,7 +9,12 @@ mod skill;
 mod state;
 pub mod store;
 
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::runtime;
 use ulid::Ulid;
@@ -138,6 +143,7 @@ async fn supervise(checked: Checked, role: Role, spawner: Spawner, early: &Early
         report: report.settings(),
         browser: browser::Port::new(config.cdp.addr, None, events.clone()),
         events: events.clone(),
+        brought: Mutex::default(),
     });
     let commands = Commands {
         services: services.clone(),

@@ -8,7 +8,12 @@ use ulid::Ulid;
 
 use crate::{
     browser, config,
-    gateway::{self, settings::GatewaySettings, version::Generation},
+    gateway::{
+        self,
+        patch::{Written, patch},
+        settings::GatewaySettings,
+        version::Generation,
+    },
     state::{
         check,
         model::{Chunk, CommitId, Hash, Location, Tree},
@@ -122,9 +127,9 @@ fn gateway_config(data: &[u8]) {
     }
     let settings = GatewaySettings::default();
     for generation in [Generation::Early, Generation::Current] {
-        let (once, _) = gateway::patch::patch(document.clone(), &settings, generation);
-        let (twice, changes) = gateway::patch::patch(once.clone(), &settings, generation);
-        assert_eq!((once, changes.len()), (twice, 0));
+        let once = patch(document.clone(), &Written::default(), &settings, generation);
+        let twice = patch(once.value.clone(), &once.written, &settings, generation);
+        assert_eq!((&once.value, twice.changes.len()), (&twice.value, 0));
     }
 }
 

@@ -1,19 +1,19 @@
 //! What may be asked of the running supervisor, carried out by those whose business it is.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::{FutureExt, StreamExt, stream::BoxStream};
 
-use super::{keeper::Keeper, late::Late};
+use super::{
+    keeper::Keeper,
+    late::{Late, Taken},
+};
 use crate::{
     gateway::{Gateway, rpc::RpcError},
     report::control::{Action, Answer, Control, Devices, LogLine, Piece, Refusal, Stream},
     state::model::{CommitId, Meta},
     supervise::{self, CommandError, Followed, Handle, Line},
 };
-
-/// For an answer of the gateway, which takes milliseconds when it is well.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The service that is the agent.
 const GATEWAY: &str = "gateway";
@@ -54,7 +54,10 @@ impl Control for Commands {
         self.known(name)?;
         let (services, late, name) = (self.services.clone(), Arc::clone(&self.late), name.to_owned());
         let attached = async move {
-            let renew = name == GATEWAY && late.take(env.clone()).await?;
+            let Taken { env, renew } = match name == GATEWAY {
+                true => late.take(env).await?,
+                false => Taken { env, renew: false },
+            };
             let env = env.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
             services.attach(&name, env, renew).await.map_err(refusal)
         };
@@ -88,9 +91,9 @@ impl Control for Commands {
     }
 
     fn devices(&self) -> Answer<Devices> {
-        let rpc = self.gateway.rpc();
+        let gateway = Arc::clone(&self.gateway);
         async move {
-            let found = rpc.devices(PATIENCE).await.map_err(unreachable)?;
+            let found = gateway.devices().await.map_err(unanswered)?;
             Ok(Devices {
                 pending: values(&found.pending),
                 paired: values(&found.paired),
@@ -100,8 +103,8 @@ impl Control for Commands {
     }
 
     fn approve(&self, request: &str) -> Answer<()> {
-        let (rpc, request) = (self.gateway.rpc(), request.to_owned());
-        async move { rpc.approve(&request, PATIENCE).await.map_err(unreachable) }.boxed()
+        let (gateway, request) = (Arc::clone(&self.gateway), request.to_owned());
+        async move { gateway.approve(&request).await.map_err(unanswered) }.boxed()
     }
 }
 
@@ -121,8 +124,14 @@ fn refusal(error: CommandError) -> Refusal {
     }
 }
 
-fn unreachable(error: RpcError) -> Refusal {
-    Refusal::Unavailable(error.to_string())
+fn unanswered(error: RpcError) -> Refusal {
+    let why = error.to_string();
+    match error {
+        RpcError::NoSuchRequest(_) => Refusal::NotFound(why),
+        RpcError::Refused { .. } => Refusal::Conflict(why),
+        RpcError::Unknown(_) => Refusal::Failed(why),
+        RpcError::Unreachable { .. } | RpcError::Starting | RpcError::Deadline(_) => Refusal::Unavailable(why),
+    }
 }
 
 fn shown(line: &Line) -> LogLine {

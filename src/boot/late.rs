@@ -1,13 +1,16 @@
 //! What `moltinit attach` brings to the agent: an environment that PID 1 was not given.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use tokio::sync::watch;
 
 use super::Checked;
 use crate::{
     browser::{Port, upstream::Upstream},
-    config::{Config, Problems, env::Env},
+    config::{Config, Problems, SECRETS, env::Env},
     event::{Event, Events},
     gateway::Gateway,
     report::{Settings, control::Refusal},
@@ -21,18 +24,39 @@ pub struct Late {
     pub report: watch::Sender<Settings>,
     pub browser: Port,
     pub events: Events,
+    /// What was brought last.
+    pub brought: Mutex<BTreeMap<String, String>>,
+}
+
+/// What a service gets of what was brought.
+pub struct Taken {
+    pub env: BTreeMap<String, String>,
+    /// The gateway has to be started again to know of it.
+    pub renew: bool,
 }
 
 impl Late {
     /// Goes on with these variables over PID 1's own: the platform's way of handing secrets to an agent is to give them
-    /// to its start script. True if the gateway has to be started again to know of them.
+    /// to its start script. They replace what was brought before, unless there is no key among them that PID 1 does not
+    /// have: somebody who attaches from a bare shell takes nothing away.
     ///
     /// # Errors
     /// Something in them is wrong; nothing has changed.
-    pub async fn take(&self, env: BTreeMap<String, String>) -> Result<bool, Refusal> {
-        let known = self.config.clone();
+    pub async fn take(&self, env: BTreeMap<String, String>) -> Result<Taken, Refusal> {
+        let env = match brings_a_key(&self.config.env, &env) {
+            true => env,
+            false => {
+                let mut both = self.brought.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                both.extend(env);
+                both
+            }
+        };
+        let (known, brought) = (self.config.clone(), env.clone());
         let checked = move || {
-            let over: Env = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+            let over: Env = brought
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect();
             Checked::of(known.late(over)?)
         };
         let wrong = |problems: Problems| Refusal::Configuration(problems.to_string());
@@ -50,7 +74,8 @@ impl Late {
         if let Some(upstream) = upstream {
             self.open(upstream).await;
         }
-        Ok(renew)
+        *self.brought.lock().unwrap_or_else(PoisonError::into_inner) = env.clone();
+        Ok(Taken { env, renew })
     }
 
     /// Serves a browser at the local port. Without the port the gateway does without a browser.
@@ -63,4 +88,11 @@ impl Late {
             });
         }
     }
+}
+
+fn brings_a_key(own: &Env, env: &BTreeMap<String, String>) -> bool {
+    env.iter().any(|(name, value)| {
+        let plain = name.strip_suffix("_FILE").unwrap_or(name);
+        SECRETS.contains(&plain) && !value.is_empty() && own.get(name) != Some(value)
+    })
 }

@@ -5,7 +5,11 @@ use std::path::Path;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{failure::Failure, show, talk::talk};
+use super::{
+    failure::{Failure, whole},
+    show,
+    talk::talk,
+};
 use crate::report::{
     client::{Client, escaped},
     control,
@@ -36,13 +40,7 @@ impl Devices {
         talk(file, async |client| match self {
             Devices::List { json } => list(&client, json).await,
             Devices::Approve(Approve { id: Some(id), .. }) => approve(&client, &id).await,
-            Devices::Approve(Approve { id: None, .. }) => {
-                let devices: control::Devices = client.get("/devices").await?;
-                for id in devices.pending.iter().filter_map(|device| text(device, "requestId")) {
-                    approve(&client, id).await?;
-                }
-                Ok(())
-            }
+            Devices::Approve(Approve { id: None, .. }) => approve_all(&client).await,
         })
     }
 }
@@ -52,6 +50,31 @@ async fn approve(client: &Client, id: &str) -> Result<(), Failure> {
         .post::<Value>(&format!("/devices/{}/approve", escaped(id)), None::<&Value>)
         .await?;
     Ok(show::line(format_args!("approved {id}"))?)
+}
+
+/// One that is refused, because it has run out meanwhile, does not keep the others waiting.
+async fn approve_all(client: &Client) -> Result<(), Failure> {
+    let devices: control::Devices = client.get("/devices").await?;
+    let pending: Vec<&str> = devices
+        .pending
+        .iter()
+        .filter_map(|device| text(device, "requestId"))
+        .collect();
+    if pending.is_empty() {
+        println!("no device asks to be paired");
+    }
+    let mut refused = 0;
+    for id in &pending {
+        if let Err(failure) = approve(client, id).await {
+            eprintln!("{id}: {}", whole(&failure.error));
+            refused += 1;
+        }
+    }
+    if refused > 0 {
+        let all = pending.len();
+        return Err(anyhow::anyhow!("{refused} of {all} requests were not approved").into());
+    }
+    Ok(())
 }
 
 async fn list(client: &Client, json: bool) -> Result<(), Failure> {

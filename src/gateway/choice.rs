@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    patch::{Change, patch},
+    patch::{Patched, Written, patch, patch_access},
     settings::GatewaySettings,
     version::Generation,
 };
@@ -11,8 +11,7 @@ use super::{
 /// A configuration to start with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
-    pub value: Value,
-    pub changes: Vec<Change>,
+    pub patched: Patched,
     /// It is the present one, with the environment's settings in it.
     pub is_present: bool,
 }
@@ -25,29 +24,28 @@ pub struct Choice {
 pub fn choose(
     present: Option<&Value>,
     good: Option<&Value>,
+    earlier: &Written,
     settings: &GatewaySettings,
     generation: Generation,
     is_refused: impl Fn(&Value) -> bool,
 ) -> Option<Choice> {
-    let essentials = settings.essentials();
     let fresh = fresh(present.or(good));
+    let all = |base: &Value| patch(base.clone(), earlier, settings, generation);
+    let least = |base: &Value| patch_access(base.clone(), earlier, settings, generation);
     let candidates = [
-        (present, settings),
-        (good, settings),
-        (good, &essentials),
-        (Some(&fresh), settings),
-        (Some(&fresh), &essentials),
+        present.map(all),
+        good.map(all),
+        good.map(least),
+        Some(all(&fresh)),
+        Some(least(&fresh)),
     ];
-    let choices = candidates.into_iter().enumerate().filter_map(|(at, (base, settings))| {
-        let (value, changes) = patch(base?.clone(), settings, generation);
-        let is_present = at == 0;
+    let choices = candidates.into_iter().enumerate().filter_map(|(at, patched)| {
         Some(Choice {
-            value,
-            changes,
-            is_present,
+            patched: patched?,
+            is_present: at == 0,
         })
     });
-    choices.into_iter().find(|choice| !is_refused(&choice.value))
+    choices.into_iter().find(|choice| !is_refused(&choice.patched.value))
 }
 
 /// A configuration with nothing in it but where the agent's files are.
@@ -80,11 +78,11 @@ mod tests {
             let (mut present, good) = (has_present.then_some(present), has_good.then_some(good));
             let mut refused: Vec<Value> = Vec::new();
             while let Some(choice) =
-                choose(present.as_ref(), good.as_ref(), &settings(), Generation::Current, |value| refused.contains(value))
+                choose(present.as_ref(), good.as_ref(), &Written::default(), &settings(), Generation::Current, |value| refused.contains(value))
             {
                 prop_assert!(refused.len() < 5);
-                refused.push(choice.value.clone());
-                present = Some(choice.value);
+                refused.push(choice.patched.value.clone());
+                present = Some(choice.patched.value);
             }
             prop_assert!(refused.len() >= 2);
         }
@@ -94,26 +92,62 @@ mod tests {
     fn the_last_that_worked_comes_after_the_present_one() {
         let (present, good) = (json!({ "bad": 1 }), json!({ "good": 1 }));
         let choose = |refused: &dyn Fn(&Value) -> bool| {
-            choose(Some(&present), Some(&good), &settings(), Generation::Current, refused).unwrap()
+            let choice = choose(
+                Some(&present),
+                Some(&good),
+                &Written::default(),
+                &settings(),
+                Generation::Current,
+                refused,
+            )
+            .unwrap();
+            (choice.patched.value, choice.is_present)
         };
-        let first = choose(&|_| false);
-        assert!(first.is_present && first.value["bad"] == 1);
-        let second = choose(&|value| value.get("bad").is_some());
-        assert!(!second.is_present && second.value["good"] == 1);
-        assert_eq!(second.value["channels"]["telegram"]["enabled"], true);
+        let (first, is_present) = choose(&|_| false);
+        assert!(is_present && first["bad"] == 1);
+        let (second, is_present) = choose(&|value| value.get("bad").is_some());
+        assert!(!is_present && second["good"] == 1);
+        assert_eq!(second["channels"]["telegram"]["enabled"], true);
         // The environment's own settings may be what fails.
-        let third = choose(&|value| value.get("bad").is_some() || value.get("channels").is_some());
-        assert!(third.value["good"] == 1 && third.value.get("channels").is_none());
-        assert_eq!(third.value["gateway"]["mode"], "local");
+        let (third, _) = choose(&|value| value.get("bad").is_some() || value.get("channels").is_some());
+        assert!(third["good"] == 1 && third.get("channels").is_none());
+        assert_eq!(third["gateway"]["mode"], "local");
+    }
+
+    #[test]
+    fn what_worked_is_tried_as_it_was() {
+        let good = json!({ "models": { "providers": { "cf-ai-gw-openai": {} } }, "browser": { "defaultProfile": "moltinit" } });
+        let is_refused = |value: &Value| value["models"] != good["models"];
+        let earlier = Written::default();
+        let choice = choose(
+            None,
+            Some(&good),
+            &earlier,
+            &settings(),
+            Generation::Current,
+            is_refused,
+        )
+        .unwrap();
+        assert_eq!(choice.patched.value["browser"], good["browser"]);
+        assert_eq!(choice.patched.value["gateway"]["mode"], "local");
     }
 
     #[test]
     fn a_fresh_one_keeps_the_agent_where_its_files_are() {
         let present = json!({ "bad": 1, "agents": { "defaults": { "workspace": "/root/clawd", "x": 1 } } });
         let is_refused = |value: &Value| value.get("bad").is_some();
-        let choice = choose(Some(&present), None, &settings(), Generation::Current, is_refused).unwrap();
+        let earlier = Written::default();
+        let choice = choose(
+            Some(&present),
+            None,
+            &earlier,
+            &settings(),
+            Generation::Current,
+            is_refused,
+        )
+        .unwrap();
         assert_eq!(
-            choice.value["agents"],
+            choice.patched.value["agents"],
             json!({ "defaults": { "workspace": "/root/clawd" } })
         );
     }

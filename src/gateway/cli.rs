@@ -3,14 +3,17 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
+use serde_json::Value;
 use tracing::{info, warn};
 
 use crate::pid1::{Output, RunError, Spawn, Spawner};
 
-use super::failure;
+use super::{failure, rpc::RpcError};
 
 /// For a doctor on a small machine: the current generation's takes 30 s on two busy cores.
 const DOCTOR: Duration = Duration::from_secs(300);
+/// For a question or an errand, which takes seconds.
+const ERRAND: Duration = Duration::from_secs(30);
 /// A handoff is void after a minute.
 const HANDOFF: Duration = Duration::from_secs(60);
 
@@ -66,6 +69,27 @@ impl Cli {
         }
     }
 
+    /// Has it do something and tell what came of it.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub async fn json(&self, words: &[&str]) -> Result<Value, RpcError> {
+        let output = self.run(words, ERRAND).await;
+        let output = output.map_err(|error| RpcError::Unknown(error.to_string()))?;
+        if output.exit.status() != 0 {
+            let said = [lines(&output.stdout), lines(&output.stderr)].concat();
+            return Err(RpcError::refused(
+                "the command line".to_owned(),
+                failure::last_words(&said),
+            ));
+        }
+        // What it has to say besides comes before.
+        let text = String::from_utf8_lossy(&output.stdout);
+        let json = text.find('{').map_or("", |at| &text[at..]);
+        serde_json::from_str(json)
+            .map_err(|error| RpcError::Unknown(format!("its command line does not answer in JSON: {error}")))
+    }
+
     async fn run(&self, words: &[&str], deadline: Duration) -> Result<Output, RunError> {
         let words = words.iter().map(|word| (*word).to_owned());
         let mut spawn = Spawn::new(self.program.iter().cloned().chain(words));
@@ -74,6 +98,8 @@ impl Cli {
             .iter()
             .map(|(name, value)| (name.into(), value.into()))
             .collect();
+        // Ours may be gone, as for the gateway itself.
+        spawn.cwd = std::env::current_dir().is_err().then(|| "/".into());
         self.spawner.run(spawn, deadline).await
     }
 }

@@ -22,7 +22,9 @@ pub enum DocumentError {
     NotAnObject { path: PathBuf, found: &'static str },
     #[error("{path} cannot be replaced, though the environment asks for a change ({why}): make it writable")]
     ReadOnly { path: PathBuf, why: io::Error },
-    #[error("{0} is a mount of its own and cannot be replaced, though a change is asked for: mount its directory instead")]
+    #[error(
+        "{0} is a mount of its own and cannot be replaced, though a change is asked for: mount its directory instead"
+    )]
     Mounted(PathBuf),
     #[error("cannot {doing} {path}: {why}")]
     Io {

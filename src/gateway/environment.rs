@@ -72,6 +72,14 @@ const PASSED_ON: [&str; 7] = [
     "SLACK_APP_TOKEN",
 ];
 
+/// Variables by which a gateway may know a provider or a channel of which we know nothing, with their values.
+pub fn keys(env: &Env) -> BTreeMap<String, String> {
+    const ENDINGS: [&str; 5] = ["_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_URL"];
+    let are_keys = |name: &str| ENDINGS.iter().any(|ending| name.ends_with(ending)) && !OURS.contains(&name);
+    let named = env.iter().filter(|(name, _)| are_keys(name));
+    named.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
 /// The environment of a gateway in these places.
 pub fn child_env(env: &Env, settings: &GatewaySettings, places: &Places) -> ChildEnv {
     let mut set = BTreeMap::new();
@@ -170,7 +178,10 @@ mod tests {
             ("OPENCLAW_WORKSPACE_DIR", "/elsewhere"),
         ];
         let whole = of(&attached).over(&attached.into_iter().collect());
-        assert!(!whole.values().any(|value| value.starts_with("/elsewhere")), "{whole:?}");
+        assert!(
+            !whole.values().any(|value| value.starts_with("/elsewhere")),
+            "{whole:?}"
+        );
         for (name, place) in [
             ("HOME", "/root"),
             ("OPENCLAW_STATE_DIR", "/state"),

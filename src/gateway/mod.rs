@@ -6,11 +6,13 @@
 //! * `failure`: what its end means (pure); `trial`: what that says of its configuration; `choice`: which one to start
 //!   with then (pure); `record`: those that have worked and those that have not.
 //! * `care`: all that, in the supervisor's terms.
-//! * [`rpc`]: its WebSocket protocol; `cli`: its command line, for what nothing else can do.
+//! * [`rpc`]: its WebSocket protocol; `cli`: its command line, for what nothing else can do; `devices`: pairing, by
+//!   either.
 
 mod care;
 mod choice;
 mod cli;
+mod devices;
 pub mod document;
 pub mod environment;
 mod failure;
@@ -40,7 +42,7 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::{
-    config::{Config, Problems, env::Env, service::Restart},
+    config::{Config, Problems, env::Env, secret::Mask, service::Restart},
     event::{Event, Events},
     pid1::Spawner,
     supervise::Verdict,
@@ -74,6 +76,7 @@ pub struct Gateway {
     places: Arc<Places>,
     spawner: Spawner,
     events: Events,
+    mask: Mask,
     /// Puts what is ours into the agent's workspace.
     furnish: fn(&Path),
     patience: Patience,
@@ -136,6 +139,7 @@ impl Gateway {
             places: Arc::new(Places::of(config)),
             spawner,
             events,
+            mask: config.mask.clone(),
             furnish,
             patience,
             trial: Arc::new(Mutex::new(Trial::new(
@@ -157,12 +161,14 @@ impl Gateway {
     /// Every problem of the new settings at once; the present ones stay.
     pub fn reconfigure(&self, config: &Config) -> Result<bool, Problems> {
         let settings = GatewaySettings::from_env(&config.env, config)?;
-        let before = (self.environment(), self.present().settings.clone());
-        {
-            let mut present = self.present();
-            (present.env, present.settings) = (config.env.clone(), settings.clone());
-        }
-        Ok(before != (self.environment(), settings))
+        let mut present = self.present();
+        let known = |present: &Present| {
+            let env = environment::child_env(&present.env, &present.settings, &self.places);
+            (env, environment::keys(&present.env), present.settings.clone())
+        };
+        let before = known(&present);
+        (present.env, present.settings) = (config.env.clone(), settings);
+        Ok(before != known(&present))
     }
 
     /// Whether there is nothing yet to start it with, and somebody who may bring it.
@@ -185,20 +191,20 @@ impl Gateway {
 
     /// Makes the state ready for a start.
     async fn prepare(&self) -> Result<Prepared, PrepareError> {
-        let (settings, path) = {
+        let (settings, env) = {
             let present = self.present();
-            let path = present.env.get("PATH").unwrap_or_default().to_owned();
-            (present.settings.clone(), path)
+            (present.settings.clone(), present.env.clone())
         };
         let (places, command) = (Arc::clone(&self.places), self.command.clone());
         let prepare = move |trial: &mut Trial| {
             let failed = trial.failed().cloned();
-            let prepared = prepare::prepare(&places, &settings, &command, &path, &trial.record, failed)?;
+            let prepared = prepare::prepare(&places, &settings, &command, &env, &trial.record, failed)?;
             let rolled_back = prepared.rolled_back.is_some();
             trial.begin(prepared.digest.clone(), prepared.version, rolled_back, Instant::now());
             Ok::<_, PrepareError>(prepared)
         };
         let prepared = self.on_trial(prepare).await?;
+        self.mask.add(prepared.credentials.secrets());
         if let Some(back) = &prepared.rolled_back {
             warn!(
                 "the gateway's configuration was rolled back: {}; it is kept in {}",
@@ -220,14 +226,12 @@ impl Gateway {
         environment::child_env(&present.env, &present.settings, &self.places)
     }
 
-    /// A client of it, with the token of the last start.
-    pub fn rpc(&self) -> Rpc {
+    /// A client of it, as the last start has it.
+    fn rpc(&self) -> Rpc {
         let present = self.present();
-        let prepared = present.prepared.as_ref().and_then(|prepared| prepared.token.clone());
-        Rpc::new(
-            present.settings.port,
-            prepared.or_else(|| present.settings.token.clone()),
-        )
+        let prepared = present.prepared.as_ref();
+        let credentials = prepared.map(|prepared| prepared.credentials.clone());
+        Rpc::new(present.settings.port, credentials.unwrap_or_default())
     }
 
     /// Whether its health can be asked for by its WebSocket only: any path of the early generation's HTTP answers 200.
@@ -241,7 +245,7 @@ impl Gateway {
 
     /// # Errors
     /// It does not answer, or says that it is not well.
-    pub async fn health(&self) -> Result<(), RpcError> {
+    async fn health(&self) -> Result<(), RpcError> {
         self.rpc().health(HEALTH).await
     }
 
@@ -250,7 +254,9 @@ impl Gateway {
         let places = Arc::clone(&self.places);
         let ready = move |trial: &mut Trial| {
             let on_disk = document::read(&places.config).ok().flatten();
-            let pid = processes::gateways_on(&places.state_dir).first().map(|pid| pid.as_raw());
+            let pid = processes::gateways_on(&places.state_dir)
+                .first()
+                .map(|pid| pid.as_raw());
             (trial.ready(on_disk, Instant::now()), pid)
         };
         let (run, pid) = self.on_trial(ready).await;
@@ -324,7 +330,10 @@ impl Gateway {
 
 /// Does what reads or writes files, on a thread that may wait for them.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match spawn_blocking(work).await.map_err(tokio::task::JoinError::try_into_panic) {
+    match spawn_blocking(work)
+        .await
+        .map_err(tokio::task::JoinError::try_into_panic)
+    {
         Ok(done) => done,
         Err(Ok(panic)) => std::panic::resume_unwind(panic),
         // The runtime is ending, and takes us with it.

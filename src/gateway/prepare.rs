@@ -5,16 +5,17 @@ use std::{fs, io, path::PathBuf};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use crate::config::secret::Secret;
+use crate::config::{env::Env, secret::Secret};
 
 use super::{
-    choice::choose,
+    choice::{Choice, choose},
     document::{self, DocumentError},
     lease, locks, migrate,
     patch::Change,
     places::Places,
     processes,
     record::{Digest, Record},
+    rpc::Credentials,
     settings::GatewaySettings,
     version::{self, Generation, Version},
 };
@@ -27,8 +28,8 @@ pub struct Prepared {
     pub generation: Generation,
     /// What the configuration was changed in.
     pub changes: Vec<Change>,
-    /// How to reach it; `None` if it wants no token.
-    pub token: Option<Secret>,
+    /// How to reach it.
+    pub credentials: Credentials,
     /// Where the agent works.
     pub workspace: PathBuf,
     /// What it was started with, as far as we chose it.
@@ -60,6 +61,8 @@ pub enum PrepareError {
     Migrate { path: PathBuf, why: io::Error },
     #[error("cannot make {path}: {why}")]
     Directory { path: PathBuf, why: io::Error },
+    #[error("cannot write down what is written into the configuration: {0}")]
+    Record(io::Error),
     #[error("the gateway refuses every configuration there is to try ({0}): correct {path} and start it again", path = .1.display())]
     AllRefused(String, PathBuf),
 }
@@ -70,12 +73,12 @@ impl PrepareError {
         match self {
             PrepareError::Document(error) => error.is_for_a_person(),
             PrepareError::AllRefused(..) => true,
-            PrepareError::Migrate { .. } | PrepareError::Directory { .. } => false,
+            PrepareError::Migrate { .. } | PrepareError::Directory { .. } | PrepareError::Record(_) => false,
         }
     }
 }
 
-/// Prepares the state for a gateway that `command` will start, found by `path`.
+/// Prepares the state for a gateway that `command` will start in that environment.
 ///
 /// Reads and writes local files only.
 ///
@@ -85,12 +88,12 @@ pub fn prepare(
     places: &Places,
     settings: &GatewaySettings,
     command: &[String],
-    path: &str,
+    env: &Env,
     record: &Record,
     mut failed: Option<Failed>,
 ) -> Result<Prepared, PrepareError> {
     move_older_state(places)?;
-    let version = version::installed(command, path);
+    let version = version::installed(command, env.get("PATH").unwrap_or_default());
     let generation = version.map_or(Generation::Current, Version::generation);
 
     for dir in [Some(places.state_dir.as_path()), places.config.parent()]
@@ -115,13 +118,25 @@ pub fn prepare(
         Err(error) => return Err(error.into()),
     };
     let is_refused = |value: &Value| record.is_refused(&Digest::of(value, version));
-    let Some(choice) = choose(present.as_ref(), good.as_ref(), settings, generation, is_refused) else {
+    let earlier = record.written();
+    let chosen = choose(
+        present.as_ref(),
+        good.as_ref(),
+        &earlier,
+        settings,
+        generation,
+        is_refused,
+    );
+    let Some(Choice { patched, is_present }) = chosen else {
         let reason = failed.map(|failed| failed.reason).unwrap_or_default();
         return Err(PrepareError::AllRefused(reason, places.config.clone()));
     };
-    let mut value = choice.value;
+    let mut value = patched.value;
     let digest = Digest::of(&value, version);
-    let token = settings.token.clone().or_else(|| token_of(&value)).or_else(|| {
+    let auth = |key: &str| secret_in(&value["gateway"]["auth"][key], env);
+    let password = env.get("OPENCLAW_GATEWAY_PASSWORD").map(str::to_owned).map(Secret::new);
+    let password = password.or_else(|| auth("password"));
+    let token = settings.token.clone().or_else(|| auth("token")).or_else(|| {
         wants_token(&value).then(|| {
             let token = fresh_token();
             value["gateway"]["auth"] = json!({ "mode": "token", "token": token.expose() });
@@ -130,8 +145,11 @@ pub fn prepare(
     });
     let mut rolled_back = None;
     let is_new = document::read_text(&places.config)?.is_none();
+    if patched.written != earlier {
+        record.keep_written(&patched.written).map_err(PrepareError::Record)?;
+    }
     if is_new || present.as_ref() != Some(&value) {
-        if !choice.is_present && !is_new {
+        if !is_present && !is_new {
             rolled_back = Some(keep_rejected(places, failed)?);
         }
         if let Err(error) = document::write(&places.config, &document::render(&value)) {
@@ -141,18 +159,18 @@ pub fn prepare(
             }
             return Err(error.into());
         }
-        for change in &choice.changes {
+        for change in &patched.changes {
             info!("{}: {change}", places.config.display());
         }
-    } else if !choice.is_present {
+    } else if !is_present {
         warn!("the environment's settings are not in the configuration: the gateway has refused them before");
     }
     clear_locks(places);
     Ok(Prepared {
         version,
         generation,
-        changes: choice.changes,
-        token,
+        changes: patched.changes,
+        credentials: Credentials { token, password },
         workspace: places.workspace_of(&value),
         digest,
         rolled_back,
@@ -192,10 +210,12 @@ fn keep_rejected(places: &Places, failed: Option<Failed>) -> Result<RolledBack, 
     })
 }
 
-fn token_of(config: &Value) -> Option<Secret> {
-    let token = config["gateway"]["auth"]["token"].as_str()?;
-    // A reference to the environment, where there is none, or it would have been taken from there.
-    (!token.is_empty() && !token.starts_with("${")).then(|| Secret::new(token.to_owned()))
+/// A secret as a configuration has it, or as it refers to the environment for it.
+fn secret_in(value: &Value, env: &Env) -> Option<Secret> {
+    let text = value.as_str()?;
+    let name = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+    let text = name.map_or(Some(text), |name| env.get(name))?;
+    (!text.is_empty()).then(|| Secret::new(text.to_owned()))
 }
 
 /// Whether a gateway would not start, or be open to everyone, for want of a token.
@@ -265,8 +285,9 @@ mod tests {
             record: &Record,
             failed: Option<Failed>,
         ) -> Result<Prepared, PrepareError> {
-            let settings = GatewaySettings::of_env(&env.iter().copied().collect()).unwrap();
-            prepare(&self.places, &settings, &[], "", record, failed)
+            let env = env.iter().copied().collect();
+            let settings = GatewaySettings::of_env(&env).unwrap();
+            prepare(&self.places, &settings, &[], &env, record, failed)
         }
 
         fn record(&self) -> Record {
@@ -290,7 +311,7 @@ mod tests {
         let machine = Machine::new();
         let env = [("OPENCLAW_GATEWAY_TOKEN", "t0k3n")];
         let first = machine.prepare(&env).unwrap();
-        assert!(first.token.is_some_and(|token| token.expose() == "t0k3n"));
+        assert!(first.credentials.token.is_some_and(|token| token.expose() == "t0k3n"));
         assert_eq!(first.workspace, machine.places.state_dir.join("workspace"));
         let text = machine.text();
         assert!(!text.contains("t0k3n"));
@@ -308,15 +329,29 @@ mod tests {
     #[test]
     fn a_token_is_made_once_where_there_is_none() {
         let machine = Machine::new();
-        let first = machine.prepare(&[]).unwrap().token.unwrap();
+        let first = machine.prepare(&[]).unwrap().credentials.token.unwrap();
         assert_eq!(first.expose().len(), 48);
-        assert_eq!(machine.prepare(&[]).unwrap().token, Some(first));
-        fs::write(
-            &machine.places.config,
-            r#"{"gateway":{"auth":{"mode":"password","password":"p"}}}"#,
-        )
-        .unwrap();
-        assert_eq!(machine.prepare(&[]).unwrap().token, None);
+        assert_eq!(machine.prepare(&[]).unwrap().credentials.token, Some(first));
+    }
+
+    #[test]
+    fn what_the_configuration_names_is_what_the_gateway_is_reached_with() {
+        let machine = Machine::new();
+        fs::create_dir_all(&machine.places.state_dir).unwrap();
+        let credentials = |auth: &str| {
+            fs::write(&machine.places.config, format!("{{ gateway: {{ auth: {auth} }} }}")).unwrap();
+            let Credentials { token, password } = machine.prepare(&[("MINE", "from-mine")]).unwrap().credentials;
+            [token, password].map(|secret| secret.map(|secret| secret.expose().clone()))
+        };
+        assert_eq!(
+            credentials("{ mode: 'password', password: 'p' }"),
+            [None, Some("p".to_owned())]
+        );
+        assert_eq!(
+            credentials("{ token: '${MINE}' }"),
+            [Some("from-mine".to_owned()), None]
+        );
+        assert_eq!(credentials("{ token: '${GONE}' }"), [None, None]);
     }
 
     #[test]

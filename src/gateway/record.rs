@@ -9,7 +9,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
-use super::{document, version::Version};
+use super::{document, patch::Written, version::Version};
 
 /// More than that many refused configurations are not a record, and the oldest are forgotten.
 const REFUSED_MAX: usize = 64;
@@ -40,6 +40,7 @@ pub struct Record {
     /// The digest of the above, with the version that it has worked with.
     good_digest: PathBuf,
     refused: PathBuf,
+    written: PathBuf,
     /// What is on disk, and what only this run suspects.
     known_refused: Vec<Digest>,
 }
@@ -52,6 +53,7 @@ impl Record {
         Record {
             good: dir.join("last-good.json"),
             good_digest: dir.join("last-good.digest"),
+            written: dir.join("written.json"),
             refused,
             known_refused: text.lines().map(|line| Digest(line.to_owned())).collect(),
         }
@@ -74,11 +76,21 @@ impl Record {
     pub fn keep_good(&self, text: &str, digest: &Digest) -> io::Result<()> {
         for (path, text) in [(&self.good, text), (&self.good_digest, &*format!("{}\n", digest.0))] {
             if !fs::read_to_string(path).is_ok_and(|known| known == text) {
-                fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
-                document::write(path, text).map_err(io::Error::other)?;
+                keep(path, text)?;
             }
         }
         Ok(())
+    }
+
+    /// What was written into the present configuration.
+    pub fn written(&self) -> Written {
+        Written::parse(&fs::read_to_string(&self.written).unwrap_or_default())
+    }
+
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep_written(&self, written: &Written) -> io::Result<()> {
+        keep(&self.written, &written.render())
     }
 
     pub fn is_refused(&self, digest: &Digest) -> bool {
@@ -101,9 +113,13 @@ impl Record {
         let mut lines: Vec<&str> = text.lines().collect();
         lines.push(&digest.0);
         let kept = &lines[lines.len().saturating_sub(REFUSED_MAX)..];
-        fs::create_dir_all(self.refused.parent().unwrap_or(Path::new("/")))?;
-        document::write(&self.refused, &(kept.join("\n") + "\n")).map_err(io::Error::other)
+        keep(&self.refused, &(kept.join("\n") + "\n"))
     }
+}
+
+fn keep(path: &Path, text: &str) -> io::Result<()> {
+    fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+    document::write(path, text).map_err(io::Error::other)
 }
 
 #[cfg(test)]

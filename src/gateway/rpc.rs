@@ -1,8 +1,8 @@
 //! The gateway's WebSocket protocol, as far as it takes to ask how it is and to pair devices.
 //!
 //! The gateway sends a `connect.challenge`; the client answers with a `connect` request; then requests and responses
-//! carry ids, with events in between. An operator on direct loopback with the gateway's token needs no device identity
-//! (the `gateway-client` in `backend` mode). The early generation speaks version 3, the current one version 4. The
+//! carry ids, with events in between. An operator on direct loopback with the gateway's token or password needs no device
+//! identity (the `gateway-client` in `backend` mode), so we have none that could be lost or stolen. The early generation speaks version 3, the current one version 4. The
 //! protocol is described in the package's own `docs/gateway/protocol.md`.
 
 use std::{net::Ipv4Addr, time::Duration};
@@ -34,15 +34,42 @@ pub enum RpcError {
     Deadline(Duration),
     #[error("the gateway refuses: {message} ({code})")]
     Refused { code: String, message: String },
+    #[error("there is no request `{0}`; `moltinit devices list` shows those that wait")]
+    NoSuchRequest(String),
     #[error("the gateway speaks a protocol this version does not know: {0}")]
     Unknown(String),
+}
+
+impl RpcError {
+    /// What the gateway says when it says no.
+    pub fn refused(code: String, message: String) -> RpcError {
+        if message.contains("protocol mismatch") {
+            RpcError::Unknown(message)
+        } else {
+            RpcError::Refused { code, message }
+        }
+    }
+}
+
+/// What the gateway knows an operator by; which of them counts is its configuration's choice.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    pub token: Option<Secret>,
+    pub password: Option<Secret>,
+}
+
+impl Credentials {
+    pub fn secrets(&self) -> impl Iterator<Item = String> {
+        let both = self.token.iter().chain(&self.password);
+        both.map(|secret| secret.expose().clone())
+    }
 }
 
 /// A client of the gateway on a loopback port. Each call is a connection of its own, some 10 ms.
 #[derive(Debug, Clone)]
 pub struct Rpc {
     port: u16,
-    token: Option<Secret>,
+    credentials: Credentials,
     mask: Mask,
 }
 
@@ -86,9 +113,13 @@ pub struct PairedDevice {
 }
 
 impl Rpc {
-    pub fn new(port: u16, token: Option<Secret>) -> Self {
-        let mask = Mask::new(token.iter().map(|token| token.expose().clone()));
-        Rpc { port, token, mask }
+    pub fn new(port: u16, credentials: Credentials) -> Self {
+        let mask = Mask::new(credentials.secrets());
+        Rpc {
+            port,
+            credentials,
+            mask,
+        }
     }
 
     /// Whether the gateway is up and answers.
@@ -111,9 +142,12 @@ impl Rpc {
     /// No answer within `patience`, or a refusal: an unknown request, or one that has expired.
     pub async fn approve(&self, request_id: &str, patience: Duration) -> Result<(), RpcError> {
         let params = json!({ "requestId": request_id });
-        self.call::<Value>("device.pair.approve", Some(params), patience)
-            .await
-            .map(drop)
+        match self.call::<Value>("device.pair.approve", Some(params), patience).await {
+            Err(RpcError::Refused { message, .. }) if message.contains("unknown requestId") => {
+                Err(RpcError::NoSuchRequest(request_id.to_owned()))
+            }
+            answer => answer.map(drop),
+        }
     }
 
     async fn call<T: DeserializeOwned>(
@@ -214,8 +248,11 @@ impl Session {
             "role": "operator",
             "scopes": ["operator.admin"],
         });
-        if let Some(token) = &rpc.token {
-            params["auth"] = json!({ "token": token.expose() });
+        let Credentials { token, password } = &rpc.credentials;
+        for (name, secret) in [("token", token), ("password", password)] {
+            if let Some(secret) = secret {
+                params["auth"][name] = secret.expose().as_str().into();
+            }
         }
         session.request(rpc, "connect", Some(params)).await?;
         Ok(session)
@@ -249,10 +286,8 @@ impl Session {
                         .map_err(|error| RpcError::Unknown(format!("a frame is no such thing: {error}")));
                 }
                 Some(Ok(Message::Close(Some(close)))) => {
-                    return Err(RpcError::Refused {
-                        code: u16::from(close.code).to_string(),
-                        message: rpc.clean(&close.reason),
-                    });
+                    let code = u16::from(close.code).to_string();
+                    return Err(RpcError::refused(code, rpc.clean(&close.reason)));
                 }
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(rpc.unreachable(error)),
@@ -269,10 +304,7 @@ fn refusal(rpc: &Rpc, error: Option<Refusal>) -> RpcError {
     if error.code == "UNAVAILABLE" && error.details["reason"] == "startup-sidecars" {
         return RpcError::Starting;
     }
-    RpcError::Refused {
-        code: rpc.clean(&error.code),
-        message: rpc.clean(&error.message),
-    }
+    RpcError::refused(rpc.clean(&error.code), rpc.clean(&error.message))
 }
 
 #[cfg(test)]
@@ -302,7 +334,9 @@ mod tests {
             }
             while socket.next().await.is_some_and(|message| message.is_ok()) {}
         });
-        Rpc::new(port, Some(Secret::new(TOKEN.to_owned())))
+        let token = Some(Secret::new(TOKEN.to_owned()));
+        let credentials = Credentials { token, password: None };
+        Rpc::new(port, credentials)
     }
 
     const CHALLENGE: &str = r#"{"type":"event","event":"connect.challenge","payload":{"nonce":"n","ts":1}}"#;
@@ -347,6 +381,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn another_protocol_is_no_refusal() {
+        let rpc = stand_in(vec![
+            CHALLENGE,
+            r#"{"type":"res","id":"connect","ok":false,"error":{"code":"INVALID_REQUEST","message":"protocol mismatch"}}"#,
+        ])
+        .await;
+        assert!(matches!(rpc.health(PATIENCE).await, Err(RpcError::Unknown(_))));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_gone_is_named() {
+        let rpc = stand_in(vec![
+            CHALLENGE,
+            HELLO,
+            r#"{"type":"res","id":"device.pair.approve","ok":false,"error":{"code":"INVALID_REQUEST","message":"unknown requestId"}}"#,
+        ])
+        .await;
+        let gone = RpcError::NoSuchRequest("r".to_owned());
+        assert_eq!(rpc.approve("r", PATIENCE).await, Err(gone));
+    }
+
+    #[tokio::test]
     async fn silence_ends_at_the_deadline() {
         let rpc = stand_in(vec![CHALLENGE]).await;
         let patience = Duration::from_millis(200);
@@ -361,7 +417,10 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let error = Rpc::new(port, None).health(PATIENCE).await.unwrap_err();
+        let error = Rpc::new(port, Credentials::default())
+            .health(PATIENCE)
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("is the gateway running?"), "{error}");
     }
 }

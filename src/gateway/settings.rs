@@ -216,17 +216,6 @@ impl GatewaySettings {
             Err(reader.problems)
         }
     }
-
-    /// These settings without what a configuration may have broken over: enough to reach the gateway, no more.
-    pub fn essentials(&self) -> GatewaySettings {
-        GatewaySettings {
-            port: self.port,
-            bind: self.bind.clone(),
-            token: self.token.clone(),
-            workspace: self.workspace.clone(),
-            ..GatewaySettings::default()
-        }
-    }
 }
 
 /// The port a gateway's command line names.

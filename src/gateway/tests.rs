@@ -227,7 +227,10 @@ async fn crashes_that_begin_with_a_changed_configuration_are_its_fault() {
         for _ in 0..5 {
             assert_eq!(crash().await, Verdict::Restart);
         }
-        assert!(keeper.calls().is_empty(), "with what has worked, it is not the configuration");
+        assert!(
+            keeper.calls().is_empty(),
+            "with what has worked, it is not the configuration"
+        );
 
         let mut changed = good.clone();
         changed["plugins"] = json!({ "allow": ["x"] });

@@ -32,7 +32,7 @@ pub fn patch(editor: &mut Editor, settings: &GatewaySettings, generation: Genera
         add(editor, &["gateway", "controlUi", "allowedOrigins"], origin);
     }
     match generation {
-        Generation::Early if settings.dev_mode => editor.set(&["gateway", "controlUi", "allowInsecureAuth"], true),
+        Generation::Early if settings.dev_mode => editor.lend(&["gateway", "controlUi", "allowInsecureAuth"], true),
         Generation::Early => {}
         Generation::Current => {
             for key in ["allowInsecureAuth", "dangerouslyDisableDeviceAuth"] {

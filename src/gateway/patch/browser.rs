@@ -36,7 +36,7 @@ pub fn patch(editor: &mut Editor, settings: &GatewaySettings, generation: Genera
     match generation {
         Generation::Early => {
             editor.set(&ours, json!({ "cdpUrl": cdp_url, "color": "#F6821F" }));
-            editor.set(&["browser", "attachOnly"], true);
+            editor.lend(&["browser", "attachOnly"], true);
         }
         Generation::Current => editor.set(&ours, json!({ "cdpUrl": cdp_url, "attachOnly": true })),
     }

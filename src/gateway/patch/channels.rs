@@ -42,12 +42,12 @@ pub fn patch(editor: &mut Editor, settings: &GatewaySettings, generation: Genera
         }
     }
     if let Some(telegram) = &settings.telegram {
-        editor.default(&["channels", "telegram", "enabled"], true);
+        editor.lend_default(&["channels", "telegram", "enabled"], true);
         editor.remove(&["channels", "telegram", "botToken"], IN_ENVIRONMENT);
         direct(editor, &FLAT_TELEGRAM, telegram.policy, &telegram.allow_from);
     }
     if let Some(discord) = &settings.discord {
-        editor.default(&["channels", "discord", "enabled"], true);
+        editor.lend_default(&["channels", "discord", "enabled"], true);
         editor.remove(&["channels", "discord", "token"], IN_ENVIRONMENT);
         let place = match generation {
             Generation::Early => &NESTED_DISCORD,
@@ -56,7 +56,7 @@ pub fn patch(editor: &mut Editor, settings: &GatewaySettings, generation: Genera
         direct(editor, place, discord.policy, &[]);
     }
     if settings.slack.is_some() {
-        editor.default(&["channels", "slack", "enabled"], true);
+        editor.lend_default(&["channels", "slack", "enabled"], true);
         editor.remove(&["channels", "slack", "botToken"], IN_ENVIRONMENT);
         editor.remove(&["channels", "slack", "appToken"], IN_ENVIRONMENT);
     }

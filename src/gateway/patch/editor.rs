@@ -1,49 +1,50 @@
-//! A JSON document under change, with a record of what was changed. Values are not recorded: they may be secrets.
-
-use std::fmt;
+//! A JSON document under change.
 
 use serde_json::{Map, Value};
 
-/// One change to a key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// The key's path, with dots.
-    pub key: String,
-    pub kind: Kind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Set,
-    /// Taken out, and why.
-    Removed(&'static str),
-}
-
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            Kind::Set => write!(f, "{} set", self.key),
-            Kind::Removed(why) => write!(f, "{} removed: {why}", self.key),
-        }
-    }
-}
+use super::{
+    changes::{Change, changes},
+    written::Written,
+};
 
 /// Paths are lists of keys, since keys may hold dots.
 pub struct Editor {
+    before: Value,
     root: Value,
-    changes: Vec<Change>,
+    removed: Vec<(String, &'static str)>,
+    written: Written,
+}
+
+/// A document that has been patched.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Patched {
+    pub value: Value,
+    /// What is different now.
+    pub changes: Vec<Change>,
+    /// What of it goes when the environment does not ask for it any more.
+    pub written: Written,
 }
 
 impl Editor {
-    pub fn new(root: Value) -> Self {
+    /// Without what earlier boots have written and nobody has changed.
+    pub fn new(document: Value, earlier: &Written) -> Self {
+        let mut root = document.clone();
+        earlier.take_out(&mut root);
         Editor {
+            before: document,
             root,
-            changes: Vec::new(),
+            removed: Vec::new(),
+            written: Written::default(),
         }
     }
 
-    pub fn finish(self) -> (Value, Vec<Change>) {
-        (self.root, self.changes)
+    pub fn finish(self) -> Patched {
+        let value = in_order_of(&self.before, self.root);
+        Patched {
+            changes: changes(&self.before, &value, &self.removed),
+            value,
+            written: self.written,
+        }
     }
 
     pub fn get(&self, path: &[&str]) -> Option<&Value> {
@@ -72,10 +73,6 @@ impl Editor {
 
     /// Puts a value in its place, making the objects on the way to it.
     pub fn set(&mut self, path: &[&str], value: impl Into<Value>) {
-        let value = value.into();
-        if self.get(path) == Some(&value) {
-            return;
-        }
         let mut place = &mut self.root;
         for key in path {
             if !place.is_object() {
@@ -83,14 +80,30 @@ impl Editor {
             }
             place = &mut place[*key];
         }
-        *place = value;
-        self.changed(path, Kind::Set);
+        *place = value.into();
     }
 
     /// Puts a value where there is none.
     pub fn default(&mut self, path: &[&str], value: impl Into<Value>) {
-        if self.get(path).is_none_or(Value::is_null) {
+        if self.is_absent(path) {
             self.set(path, value);
+        }
+    }
+
+    /// Puts a value in its place for as long as the environment asks for it.
+    pub fn lend(&mut self, path: &[&str], value: impl Into<Value>) {
+        let value = value.into();
+        // One that is there already is somebody else's.
+        if self.get(path) != Some(&value) {
+            self.written.note(path, &value);
+            self.set(path, value);
+        }
+    }
+
+    /// Puts a value where there is none, for as long as the environment asks for it.
+    pub fn lend_default(&mut self, path: &[&str], value: impl Into<Value>) {
+        if self.is_absent(path) {
+            self.lend(path, value);
         }
     }
 
@@ -101,7 +114,7 @@ impl Editor {
             .iter()
             .try_fold(&mut self.root, |value, key| value.get_mut(key))?;
         let removed = parent.as_object_mut()?.shift_remove(*key)?;
-        self.changed(path, Kind::Removed(why));
+        self.removed.push((path.join("."), why));
         Some(removed)
     }
 
@@ -123,10 +136,24 @@ impl Editor {
         }
     }
 
-    fn changed(&mut self, path: &[&str], kind: Kind) {
-        self.changes.push(Change {
-            key: path.join("."),
-            kind,
-        });
+    fn is_absent(&self, path: &[&str]) -> bool {
+        self.get(path).is_none_or(Value::is_null)
+    }
+}
+
+/// The value with its keys in the order in which the other has them, and then those that it has not.
+fn in_order_of(before: &Value, value: Value) -> Value {
+    match (before, value) {
+        (Value::Object(before), Value::Object(mut now)) => {
+            let mut ordered = Map::new();
+            for (key, before) in before {
+                if let Some(value) = now.shift_remove(key) {
+                    ordered.insert(key.clone(), in_order_of(before, value));
+                }
+            }
+            ordered.extend(now);
+            Value::Object(ordered)
+        }
+        (_, value) => value,
     }
 }

@@ -9,6 +9,7 @@ use super::{
         settings::{AiGateway, Endpoint, GatewaySettings, ModelRef, Route},
         version::Generation,
     },
+    changes::STALE,
     editor::Editor,
 };
 
@@ -20,7 +21,6 @@ const PRIMARY: [&str; 4] = ["agents", "defaults", "model", "primary"];
 const FALLBACKS: [&str; 4] = ["agents", "defaults", "model", "fallbacks"];
 /// A list of models here is the list of allowed ones.
 const ALLOWED: [&str; 3] = ["agents", "defaults", "models"];
-const STALE: &str = "an earlier boot made it, and the environment does not ask for it any more";
 
 pub fn patch(editor: &mut Editor, settings: &GatewaySettings, generation: Generation) {
     let gateway = match &settings.route {
@@ -56,21 +56,21 @@ pub fn patch(editor: &mut Editor, settings: &GatewaySettings, generation: Genera
         editor.set(&MODEL, json!({ "primary": plain }));
     }
     match &primary {
-        Some(model) => editor.set(&PRIMARY, written(model)),
+        Some(model) => editor.lend(&PRIMARY, written(model)),
         None => {
             if let Some(model) = default_model(settings, generation) {
-                editor.default(&PRIMARY, model);
+                editor.lend_default(&PRIMARY, model);
             }
         }
     }
     if !settings.fallbacks.is_empty() {
         let fallbacks: Vec<String> = settings.fallbacks.iter().map(written).collect();
-        editor.set(&FALLBACKS, fallbacks);
+        editor.lend(&FALLBACKS, fallbacks);
     }
     if !editor.keys(&ALLOWED).is_empty() {
         for model in primary.iter().chain(&settings.fallbacks) {
             let name = written(model);
-            editor.default(&[ALLOWED[0], ALLOWED[1], ALLOWED[2], &name], json!({}));
+            editor.lend_default(&[ALLOWED[0], ALLOWED[1], ALLOWED[2], &name], json!({}));
         }
     }
 }

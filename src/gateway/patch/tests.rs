@@ -11,12 +11,12 @@ fn settings(env: &[(&str, &str)]) -> GatewaySettings {
 }
 
 fn patched(document: Value, env: &[(&str, &str)], generation: Generation) -> Value {
-    patch(document, &settings(env), generation).0
+    patch(document, &Written::default(), &settings(env), generation).value
 }
 
 fn changes(document: Value, env: &[(&str, &str)], generation: Generation) -> Vec<String> {
-    let (_, changes) = patch(document, &settings(env), generation);
-    changes.iter().map(Change::to_string).collect()
+    let patched = patch(document, &Written::default(), &settings(env), generation);
+    patched.changes.iter().map(Change::to_string).collect()
 }
 
 const AI_GATEWAY: [(&str, &str); 3] = [
@@ -156,6 +156,58 @@ fn what_an_earlier_boot_made_goes_with_its_setting() {
     assert_eq!(providers, ["cf-ai-gw-google", "mine"]);
 }
 
+/// The settings of one boot after those of another, on what that one made.
+fn after(
+    first: &[(&str, &str)],
+    change: impl FnOnce(&mut Value),
+    then: &[(&str, &str)],
+    generation: Generation,
+) -> Value {
+    let mut had = patch(json!({}), &Written::default(), &settings(first), generation);
+    change(&mut had.value);
+    patch(had.value, &had.written, &settings(then), generation).value
+}
+
+#[test]
+fn what_the_environment_asked_for_once_goes_when_it_does_not_any_more() {
+    let model = |value: &Value| value["agents"]["defaults"]["model"].clone();
+    let anthropic = ("ANTHROPIC_API_KEY", "k");
+    let fallbacks = ("MOLTINIT_MODEL_FALLBACKS", "openai/gpt-4o");
+    let unchanged = |_: &mut Value| {};
+    let now = after(&[anthropic, fallbacks], unchanged, &[anthropic], Current);
+    assert_eq!(model(&now), json!({ "primary": "anthropic/claude-opus-5" }));
+    // Our own choice for one provider is none for another.
+    let now = after(&[anthropic], unchanged, &[("OPENAI_API_KEY", "k")], Current);
+    assert_eq!(now.get("agents"), None);
+    let now = after(&[anthropic], unchanged, &AI_GATEWAY, Current);
+    assert_eq!(
+        model(&now),
+        json!({ "primary": "cf-ai-gw-anthropic/claude-sonnet-4-5" })
+    );
+    let now = after(&[("OPENCLAW_DEV_MODE", "true")], unchanged, &[], Early);
+    assert_eq!(now["gateway"].get("controlUi"), None);
+    let now = after(&[("DISCORD_BOT_TOKEN", "discord-token")], unchanged, &[], Current);
+    assert_eq!(now.get("channels"), None);
+
+    // What somebody has changed since is theirs.
+    let chosen = |value: &mut Value| value["agents"]["defaults"]["model"]["primary"] = json!("openai/gpt-5.2");
+    let now = after(&[anthropic, fallbacks], chosen, &AI_GATEWAY, Current);
+    assert_eq!(model(&now), json!({ "primary": "openai/gpt-5.2" }));
+}
+
+#[test]
+fn what_was_there_before_the_environment_asked_for_it_stays() {
+    let file = json!({ "agents": { "defaults": { "model": { "primary": "anthropic/claude-opus-5" } } } });
+    let had = patch(
+        file.clone(),
+        &Written::default(),
+        &settings(&[("ANTHROPIC_API_KEY", "k")]),
+        Current,
+    );
+    let now = patch(had.value, &had.written, &settings(&[]), Current);
+    assert_eq!(now.value["agents"], file["agents"]);
+}
+
 #[test]
 fn a_base_url_is_set_and_goes_away_again() {
     let env = [
@@ -261,16 +313,20 @@ fn the_browser_profile_comes_and_goes_with_its_upstream() {
     let mut settings = settings(&[]);
     settings.browser = Some(([127, 0, 0, 1], 9222).into());
     let file = json!({ "browser": { "profiles": { "mine": { "cdpUrl": "http://b" } } } });
-    let (made, _) = patch(file.clone(), &settings, Current);
+    let first = patch(file.clone(), &Written::default(), &settings, Current);
+    let made = &first.value;
     assert_eq!(made["browser"]["defaultProfile"], "moltinit");
     assert_eq!(
         made["browser"]["profiles"]["moltinit"],
         json!({ "cdpUrl": "http://127.0.0.1:9222", "attachOnly": true })
     );
-    let (early, _) = patch(file.clone(), &settings, Early);
-    assert_eq!(early["browser"]["attachOnly"], true);
+    let early = patch(file.clone(), &Written::default(), &settings, Early);
+    assert_eq!(early.value["browser"]["attachOnly"], true);
     settings.browser = None;
-    assert_eq!(patch(made, &settings, Current).0["browser"], file["browser"]);
+    for (had, generation) in [(first, Current), (early, Early)] {
+        let now = patch(had.value, &had.written, &settings, generation);
+        assert_eq!(now.value["browser"], file["browser"]);
+    }
 }
 
 #[test]
@@ -376,15 +432,19 @@ proptest! {
     fn a_second_time_changes_nothing(
         document in any_json(), settings in any_settings(), generation in prop::sample::select(vec![Early, Current])
     ) {
-        let (once, _) = patch(document, &settings, generation);
-        let (twice, changes) = patch(once.clone(), &settings, generation);
-        prop_assert_eq!(&twice, &once);
-        prop_assert_eq!(changes, vec![]);
+        let once = patch(document, &Written::default(), &settings, generation);
+        for earlier in [&once.written, &Written::default()] {
+            let twice = patch(once.value.clone(), earlier, &settings, generation);
+            prop_assert_eq!(&twice.value, &once.value);
+            prop_assert_eq!(twice.value.to_string(), once.value.to_string());
+            prop_assert_eq!(twice.changes, vec![]);
+        }
     }
 
     #[test]
     fn what_changed_is_said_and_holds_no_secret(document in any_json(), settings in any_settings()) {
-        let (made, changes) = patch(document.clone(), &settings, Current);
+        let Patched { value: made, changes, written } = patch(document.clone(), &Written::default(), &settings, Current);
+        prop_assert_eq!(&Written::parse(&written.render()), &written);
         prop_assert_eq!(made == document, changes.is_empty());
         let said: String = changes.iter().map(Change::to_string).collect();
         prop_assert!(!said.contains("secret"), "{}", said);
@@ -394,7 +454,7 @@ proptest! {
     #[test]
     fn what_is_not_ours_stays(own in any_json(), settings in any_settings()) {
         let document = json!({ "plugins": own, "gateway": { "http": own }, "channels": { "matrix": own } });
-        let (made, _) = patch(document, &settings, Early);
+        let made = patch(document, &Written::default(), &settings, Early).value;
         prop_assert_eq!(&made["plugins"], &own);
         prop_assert_eq!(&made["gateway"]["http"], &own);
         prop_assert_eq!(&made["channels"]["matrix"], &own);
