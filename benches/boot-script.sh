@@ -7,8 +7,10 @@ if rclone lsf "$REMOTE/openclaw.json" 2>/dev/null | grep -q .; then
     rclone copy "$REMOTE" "$STATE" --transfers 16 --fast-list
 fi
 if [ ! -f "$STATE/openclaw.json" ]; then
+    began=$(date +%s%N)
     openclaw onboard --non-interactive --accept-risk --mode local --gateway-port "$PORT" --gateway-bind loopback \
         --skip-channels --skip-skills --skip-health --auth-choice apiKey --anthropic-api-key "$ANTHROPIC_API_KEY"
+    echo "$(($(date +%s%N) - began))e-9" >"$HOME/onboarding"
 fi
 node - "$STATE/openclaw.json" <<'PATCH'
 const fs = require("fs");

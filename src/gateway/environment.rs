@@ -126,10 +126,11 @@ pub fn child_env(env: &Env, settings: &GatewaySettings, places: &Places) -> Chil
     put("OPENCLAW_NO_RESPAWN", "1");
     put("OPENCLAW_SUPERVISOR_MODE", "external");
     put("OPENCLAW_SERVICE_REPAIR_POLICY", "external");
-    if env.get("NODE_COMPILE_CACHE").is_some() {
-        // Node has opened the cache already; without this the gateway's launcher starts a second Node to move it.
-        put("OPENCLAW_PACKAGED_COMPILE_CACHE_RESPAWNED", "1");
+    if env.get("NODE_COMPILE_CACHE").is_none() {
+        put("NODE_COMPILE_CACHE", &places.compile_cache.to_string_lossy());
     }
+    // Node has opened the cache already; without this the gateway's launcher starts a second Node to move it.
+    put("OPENCLAW_PACKAGED_COMPILE_CACHE_RESPAWNED", "1");
     let by_file = |name: &&str| format!("{name}_FILE");
     let unset = OF_SYSTEMD.iter().chain(&ELSEWHERE).chain(&OURS);
     let unset = unset.map(|name| (*name).to_owned());
@@ -163,6 +164,7 @@ mod tests {
             ("ANTHROPIC_BASE_URL", "https://proxy.example/anthropic"),
             ("OPENCLAW_NO_RESPAWN", "1"),
             ("OPENCLAW_SUPERVISOR_MODE", "external"),
+            ("NODE_COMPILE_CACHE", "/tmp/node-compile-cache"),
         ] {
             assert_eq!(child.set.get(name).map(String::as_str), Some(value), "{name}");
         }
@@ -189,6 +191,11 @@ mod tests {
         ] {
             assert_eq!(whole[name], place);
         }
+    }
+
+    #[test]
+    fn what_an_image_brings_compiled_is_used() {
+        assert!(!of(&[("NODE_COMPILE_CACHE", "/image")]).set.contains_key("NODE_COMPILE_CACHE"));
     }
 
     #[test]

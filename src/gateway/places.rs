@@ -21,13 +21,18 @@ pub struct Places {
     pub temp_dir: PathBuf,
     /// Where the agent works if its configuration does not say.
     default_workspace: PathBuf,
+    /// Where Node keeps what it has compiled, unless an image brings that: on the disk, not in the snapshots.
+    pub compile_cache: PathBuf,
 }
 
 impl Places {
     pub fn of(config: &Config) -> Places {
         let service = config.services.iter().find(|service| service.name == "gateway");
         let command = service.map(|service| service.command.as_slice()).unwrap_or_default();
-        Places::new(&config.env, &config.state_dir, command)
+        Places {
+            compile_cache: config.work_dir().join("compile-cache"),
+            ..Places::new(&config.env, &config.state_dir, command)
+        }
     }
 
     /// The places of the gateway that `command` starts, in that environment.
@@ -39,12 +44,14 @@ impl Places {
             Some(Generation::Early) => home.join(".openclaw"),
             _ => state_dir.to_owned(),
         };
+        let temp_dir = PathBuf::from(env.get("TMPDIR").unwrap_or("/tmp"));
         Places {
             state_dir: state_dir.to_owned(),
+            compile_cache: temp_dir.join("node-compile-cache"),
             config: env
                 .get("OPENCLAW_CONFIG_PATH")
                 .map_or_else(|| state_dir.join(migrate::CONFIG_FILE), PathBuf::from),
-            temp_dir: env.get("TMPDIR").unwrap_or("/tmp").into(),
+            temp_dir,
             default_workspace: state_of_default.join("workspace"),
             home,
         }
