@@ -7,14 +7,8 @@ use clap::Args;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{
-    failure::{CONFIG, Failure},
-    talk::talk,
-};
-use crate::report::client::{Attach as Request, Attached, Client, ClientError, Operation, escaped};
-
-/// Status of an environment with mistakes in it.
-const CONFLICT: u16 = 409;
+use super::{failure::Failure, talk::talk};
+use crate::report::client::{Attach as Request, Attached, Client, Operation, escaped};
 
 /// Of the caller itself, not for a service.
 const NOT_HANDED_OVER: &[&str] = &["_", "OLDPWD", "PWD", "SHLVL", "TERM"];
@@ -43,7 +37,7 @@ impl Attach {
         tokio::pin!(ended);
         loop {
             tokio::select! {
-                ended = &mut ended => return Ok(ended.map_err(refused)?.exit_code),
+                ended = &mut ended => return Ok(ended?.exit_code),
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
@@ -51,14 +45,5 @@ impl Attach {
                 .post::<Operation>(&format!("{service}/stop"), None::<&Value>)
                 .await?;
         }
-    }
-}
-
-fn refused(error: ClientError) -> Failure {
-    match error {
-        ClientError::Refused(problem) if problem.status == CONFLICT => {
-            Failure::new(CONFIG, ClientError::Refused(problem))
-        }
-        other => other.into(),
     }
 }
