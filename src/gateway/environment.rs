@@ -195,7 +195,11 @@ mod tests {
 
     #[test]
     fn what_an_image_brings_compiled_is_used() {
-        assert!(!of(&[("NODE_COMPILE_CACHE", "/image")]).set.contains_key("NODE_COMPILE_CACHE"));
+        assert!(
+            !of(&[("NODE_COMPILE_CACHE", "/image")])
+                .set
+                .contains_key("NODE_COMPILE_CACHE")
+        );
     }
 
     #[test]
