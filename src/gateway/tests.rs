@@ -187,6 +187,34 @@ async fn what_the_doctor_cures_is_started_with() {
     assert_eq!(keeper.calls().len(), 1);
 }
 
+/// What was cured is no longer what fails, even if it has not proved itself yet.
+#[tokio::test]
+async fn what_is_kept_is_what_failed_last() {
+    let mut keeper = Keeper::new("always", &[]);
+    keeper.prepare().await;
+    keeper.works().await;
+    let good = keeper.config();
+    fs::write(keeper.path("openclaw/cure"), good.to_string()).unwrap();
+    let bad = |n: i32| {
+        let mut bad = good.clone();
+        bad["bogus"] = json!(n);
+        bad
+    };
+    keeper.write(&bad(1));
+    keeper.prepare().await;
+    keeper.refuse().await;
+    keeper.prepare().await;
+    keeper.gateway.ready().await;
+
+    keeper.write(&bad(2));
+    keeper.prepare().await;
+    keeper.refuse().await;
+    keeper.prepare().await;
+    assert_eq!(keeper.config(), good);
+    let told = keeper.roll_backs();
+    assert_eq!(document::read(Path::new(&told[0].1)).unwrap().unwrap().value, bad(2));
+}
+
 #[tokio::test]
 async fn a_setting_that_breaks_the_gateway_is_left_out_and_not_tried_at_the_next_boot() {
     let mut keeper = Keeper::new("always", &[("TELEGRAM_BOT_TOKEN", "t")]);

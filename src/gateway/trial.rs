@@ -85,7 +85,7 @@ pub struct Trial {
     runs: u64,
     /// The configuration that is suspected, and how often.
     suspected: Option<(Digest, u32)>,
-    /// The configuration that was refused first since all was well.
+    /// The configuration that was refused first since the gateway was last ready.
     failed: Option<Failed>,
     doctor_was_here: bool,
 }
@@ -152,8 +152,9 @@ impl Trial {
         });
     }
 
-    /// It is ready, with that on disk. Gives the run's number.
+    /// It is ready, with that on disk: whatever failed before has been cured. Gives the run's number.
     pub fn ready(&mut self, on_disk: Option<Document>, now: Instant) -> u64 {
+        self.failed = None;
         if let Some(run) = &mut self.run {
             run.ready = Some((now, on_disk));
         }
@@ -166,7 +167,7 @@ impl Trial {
             return;
         };
         run.settled = true;
-        (self.suspected, self.failed, self.doctor_was_here) = (None, None, false);
+        (self.suspected, self.doctor_was_here) = (None, false);
         if let Some((_, Some(document))) = &run.ready {
             let digest = Digest::of(&document.value, run.version);
             if let Err(error) = self.record.keep_good(&document.text, &digest) {
