@@ -4,6 +4,7 @@ mod commands;
 mod keeper;
 mod late;
 mod live;
+mod place;
 mod signals;
 mod skill;
 mod state;
@@ -20,7 +21,7 @@ use tokio::runtime;
 use ulid::Ulid;
 
 pub use self::signals::Early;
-use self::{commands::Commands, keeper::Keeper, late::Late, signals::Stops};
+use self::{commands::Commands, keeper::Keeper, late::Late, place::Place, signals::Stops};
 use crate::{
     browser::{self, upstream::Upstream},
     config::{Config, Problems, service::Service},
@@ -28,7 +29,7 @@ use crate::{
     gateway::Gateway,
     log,
     pid1::{Role, Spawner, take_role},
-    report::{self, BindError, Place, Report, Settings},
+    report::{self, BindError, Report, Settings},
     store::s3fs::{self, Mounter},
     supervise::{Care, Supervisor},
 };
@@ -115,17 +116,18 @@ async fn supervise(checked: Checked, role: Role, spawner: Spawner, early: &Early
 
     let boot = Ulid::generate();
     let (events, said) = Events::channel();
-    let report = Report::start(Place::of(&config, boot), settings, said)
+    let report = Report::start(report::Place::of(&config, boot), settings, said)
         .map_err(|error| BootError::Machine("a thread for the event log", error))?;
     introduce(role, &config, &events);
 
     let gateway = Arc::new(Gateway::new(&config, spawner.clone(), events.clone(), skill::put)?);
     let mut descriptions = config.services.clone();
     let mut cares = HashMap::from([("gateway".to_owned(), Arc::clone(&gateway) as Arc<dyn Care>)]);
-    if let Some(bucket) = config.store.mount.clone() {
-        let mounter = Mounter::new(bucket, config.store.dir.clone());
-        descriptions.push(mounter.service());
-        cares.insert(s3fs::SERVICE.to_owned(), Arc::new(mounter));
+    let place = Place::of(&config, gateway.waits_to_be_told());
+    let mounter = Arc::new(Mounter::default());
+    if config.store.mount.is_some() || !place.is_known() {
+        descriptions.push(s3fs::service());
+        cares.insert(s3fs::SERVICE.to_owned(), Arc::clone(&mounter) as Arc<dyn Care>);
     }
     let services = Supervisor {
         services: descriptions,
@@ -136,9 +138,20 @@ async fn supervise(checked: Checked, role: Role, spawner: Spawner, early: &Early
         mask: config.mask.clone(),
     }
     .start();
-    let keeper = Keeper::start(&config, Arc::clone(&gateway), services.clone(), events.clone());
+    let keeper = Keeper::start(
+        &config,
+        Arc::clone(&place),
+        Arc::clone(&gateway),
+        services.clone(),
+        events.clone(),
+    );
+    {
+        let (place, services, events) = (Arc::clone(&place), services.clone(), events.clone());
+        tokio::spawn(async move { place.prepare(&mounter, &services, &events).await });
+    }
     let late = Arc::new(Late {
         config: config.clone(),
+        place,
         gateway: Arc::clone(&gateway),
         report: report.settings(),
         browser: browser::Port::new(config.cdp.addr, None, events.clone()),
@@ -186,12 +199,6 @@ fn introduce(role: Role, config: &Config, events: &Events) {
         Role::Bystander => {
             tracing::warn!("not PID 1, and the kernel makes no subreaper of us: orphans are not reaped here")
         }
-    }
-    if !config.store.durable {
-        tracing::warn!(
-            store = %config.store.dir.display(),
-            "state is not durable: no bucket is mounted, so snapshots vanish with this container; set MOLTINIT_STORE"
-        );
     }
     for warning in &config.warnings {
         tracing::warn!("{warning}");

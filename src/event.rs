@@ -131,6 +131,10 @@ pub enum Event {
         commit: CommitId,
         why: String,
     },
+    /// It is known where the store is.
+    StorePlaced {
+        required: bool,
+    },
     StoreAvailable {
         path: String,
         durable: bool,
@@ -202,6 +206,7 @@ impl Event {
             | Event::GatewayFound { .. }
             | Event::ServiceMeasured { .. }
             | Event::SnapshotPending { .. }
+            | Event::StorePlaced { .. }
             | Event::StoreAvailable { .. }
             | Event::StoreMeasured { .. } => return None,
         })
@@ -236,6 +241,7 @@ impl Event {
             | Event::StateRestored { .. }
             | Event::SnapshotPending { .. }
             | Event::SnapshotCommitted { .. }
+            | Event::StorePlaced { .. }
             | Event::StoreMeasured { .. }
             | Event::StoreRecovered { .. }
             | Event::Heartbeat

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::{
     live::Live,
+    place::Place,
     state::{Found, Plan, bring_back},
 };
 use crate::{
@@ -55,10 +56,20 @@ struct Running {
 }
 
 impl Keeper {
-    /// Begins to bring the state back. The gateway is let go when it is.
-    pub fn start(config: &Config, gateway: Arc<Gateway>, services: Handle, events: Events) -> Keeper {
+    /// Begins to bring the state back once the store's place is known. The gateway is let go when it is.
+    pub fn start(
+        config: &Config,
+        place: Arc<Place>,
+        gateway: Arc<Gateway>,
+        services: Handle,
+        events: Events,
+    ) -> Keeper {
         let (run, running) = watch::channel(None);
-        tokio::spawn(keep(config.clone(), gateway, services.clone(), events, run));
+        let (of, handle) = (config.clone(), services.clone());
+        tokio::spawn(async move {
+            let store = place.known().await;
+            keep(Config { store, ..of }, gateway, handle, events, run).await;
+        });
         Keeper {
             running,
             services,

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::Checked;
+use super::{Checked, place::Place};
 use crate::{
     browser::{Port, upstream::Upstream},
     config::{Config, Problems, SECRETS, env::Env},
@@ -20,6 +20,7 @@ use crate::{
 pub struct Late {
     /// What PID 1 was given.
     pub config: Config,
+    pub place: Arc<Place>,
     pub gateway: Arc<Gateway>,
     pub report: watch::Sender<Settings>,
     pub browser: Port,
@@ -71,6 +72,10 @@ impl Late {
             .map_err(wrong)?;
         let renew = self.gateway.reconfigure(&config).map_err(wrong)?;
         self.report.send_replace(settings);
+        // Who brings nothing, from a bare shell say, has not said either that there is no store.
+        if config.store.durable || !self.gateway.waits_to_be_told() {
+            self.place.settle(config.store);
+        }
         if let Some(upstream) = upstream {
             self.open(upstream).await;
         }

@@ -26,6 +26,8 @@ use super::{
 pub const MOUNTED_STORE: &str = "/data/moltbot";
 /// The Sandbox SDK's own server, a service of ours where it exists.
 pub const SANDBOX_SERVER: &str = "/container-server/sandbox";
+/// moltworker's bucket, if it is not named.
+const MOLTWORKERS_BUCKET: &str = "moltbot-data";
 const LOCAL_STORE: &str = "/var/lib/moltinit/store";
 const LEGACY_WORKSPACE: &str = "/root/clawd";
 
@@ -237,6 +239,19 @@ fn store(settings: &mut Settings<'_>, machine: &Machine) -> Store {
         instance,
         key: settings.secret("key"),
     }
+}
+
+/// Who brings a bucket's keys late mounts nothing, so moltinit has to: a moltworker's Worker gives them to its start
+/// script, and names the bucket only if it is not the usual one. Unless the Worker has mounted it.
+pub fn bringing_a_bucket(mut env: Env, machine: &Machine) -> Env {
+    let brought = ["R2_BUCKET_NAME", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY"];
+    if env.first(&brought).is_some() && env.get("MOLTINIT_MOUNT").is_none() && !machine.store_is_mounted {
+        env = env.overlaid(&[("MOLTINIT_MOUNT", "s3fs")].into_iter().collect());
+        if env.get("R2_BUCKET_NAME").is_none() {
+            env = env.overlaid(&[("R2_BUCKET_NAME", MOLTWORKERS_BUCKET)].into_iter().collect());
+        }
+    }
+    env
 }
 
 fn bucket(settings: &mut Settings<'_>) -> Option<Bucket> {
@@ -536,6 +551,42 @@ mod tests {
             "{shown}"
         );
         assert!(shown.contains("PIN_KEY = \"[secret]\""), "{shown}");
+    }
+
+    #[test]
+    fn keys_that_are_brought_late_are_for_mounting_with() {
+        let keys = [
+            ("R2_ACCESS_KEY_ID", "k"),
+            ("R2_SECRET_ACCESS_KEY", "s"),
+            ("CF_ACCOUNT_ID", "a"),
+        ];
+        let brought = |env: &[(&str, &str)], machine: &Machine| {
+            load(None, bringing_a_bucket(env.iter().copied().collect(), machine), machine)
+        };
+        let store = brought(&keys, &machine()).unwrap().store;
+        assert!(store.durable && store.required && store.must_be_mount);
+        let bucket = store.mount.unwrap();
+        assert_eq!(
+            (bucket.name.as_str(), bucket.endpoint.as_str()),
+            ("moltbot-data", "https://a.r2.cloudflarestorage.com")
+        );
+        assert!(
+            brought(&keys[..2], &machine())
+                .unwrap_err()
+                .to_string()
+                .contains("CF_ACCOUNT_ID")
+        );
+
+        let mounted = Machine {
+            store_is_mounted: true,
+            ..machine()
+        };
+        let store = brought(&keys, &mounted).unwrap().store;
+        assert!(store.durable && store.mount.is_none());
+        assert!(
+            !brought(&keys[2..], &machine()).unwrap().store.durable,
+            "an account alone is no bucket"
+        );
     }
 
     #[test]

@@ -223,7 +223,7 @@ impl Config {
     }
 
     /// This configuration with what another environment says over its own, as far as it may be said late: keys, the
-    /// Worker's address, the browser. Its secrets are masked from here on.
+    /// Worker's address, the browser, and the store if none was named. Its secrets are masked from here on.
     ///
     /// # Errors
     /// Every problem at once.
@@ -233,8 +233,18 @@ impl Config {
         if !problems.is_empty() {
             return Err(Problems(problems));
         }
-        let late = Config::of(Sources::read(self.env.clone().overlaid(&over), self.file.clone()))?;
+        let env = self.env.clone().overlaid(&over);
+        let env = match self.store.durable {
+            true => env,
+            false => load::bringing_a_bucket(env, &Machine::look()),
+        };
+        let late = Config::of(Sources::read(env, self.file.clone()))?;
+        let store = match self.store.durable {
+            true => self.store.clone(),
+            false => late.store,
+        };
         Ok(Config {
+            store,
             admin_token: late.admin_token,
             cdp: late.cdp,
             model_fallbacks: late.model_fallbacks,

@@ -172,7 +172,7 @@ impl Gateway {
     }
 
     /// Whether there is nothing yet to start it with, and somebody who may bring it.
-    fn waits_to_be_told(&self) -> bool {
+    pub fn waits_to_be_told(&self) -> bool {
         let settings = &self.present().settings;
         self.may_be_told && settings.token.is_none() && settings.route.is_none()
     }

@@ -85,6 +85,7 @@ pub fn fold(mut status: Status, event: &Event, now: Timestamp) -> Status {
         Event::SnapshotSuspicious { commit, why } => {
             status.snapshots.suspicious = Some(Suspicious { at: now, commit, why });
         }
+        Event::StorePlaced { required } => status.store.required = required,
         Event::StoreAvailable { path, durable } => {
             status.store.path = Some(path);
             status.store.durable = Some(durable);

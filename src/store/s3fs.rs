@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -23,71 +24,76 @@ use crate::{
 /// The service's name.
 pub const SERVICE: &str = "mount";
 
+const PROGRAM: &str = "s3fs";
+
 /// s3fs gives a hung request up after this many tries.
 const RETRIES: u32 = 3;
 
-/// Keeps a bucket mounted.
-pub struct Mounter {
-    bucket: Bucket,
-    at: PathBuf,
-}
+/// Keeps a bucket mounted, once it is known which and where.
+#[derive(Default)]
+pub struct Mounter(OnceLock<(Bucket, PathBuf)>);
 
 impl Mounter {
-    pub fn new(bucket: Bucket, at: PathBuf) -> Mounter {
-        Mounter { bucket, at }
+    /// This bucket from now on, there. Only the first one counts.
+    pub fn mount(&self, bucket: Bucket, at: PathBuf) {
+        let _ = self.0.set((bucket, at));
     }
+}
 
-    /// The service that the supervisor runs. Nothing secret is in its arguments.
-    pub fn service(&self) -> Service {
-        let options = format!(
-            "url={},use_path_request_style,nomixupload,enable_noobj_cache,stat_cache_expire=60,multipart_size=5,retries={RETRIES}",
-            self.bucket.endpoint
-        );
-        // The keeper's check stands in for both probes' answers; the addresses are never asked.
-        let listed = Check::Http {
-            url: String::new(),
-            json: None,
-        };
-        Service {
-            command: [
-                "s3fs",
-                &self.bucket.name,
-                &self.at.to_string_lossy(),
-                "-f",
-                "-o",
-                &options,
-            ]
-            .map(str::to_owned)
-            .to_vec(),
-            ready: Some(Probe {
-                timeout: Duration::from_secs(60),
-                ..Probe::ready(listed.clone())
-            }),
-            live: Some(Probe::live(listed)),
-            // What it has taken it uploads before it ends.
-            stop: Stop {
-                timeout: Duration::from_secs(20),
-                ..Service::named(SERVICE).stop
-            },
-            ..Service::named(SERVICE)
-        }
+/// The service that the supervisor runs, by what its [keeper](Mounter) knows.
+pub fn service() -> Service {
+    // The keeper's check stands in for both probes' answers; the addresses are never asked.
+    let listed = Check::Http {
+        url: String::new(),
+        json: None,
+    };
+    Service {
+        command: vec![PROGRAM.to_owned()],
+        ready: Some(Probe {
+            timeout: Duration::from_secs(60),
+            ..Probe::ready(listed.clone())
+        }),
+        live: Some(Probe::live(listed)),
+        // What it has taken it uploads before it ends.
+        stop: Stop {
+            timeout: Duration::from_secs(20),
+            ..Service::named(SERVICE).stop
+        },
+        ..Service::named(SERVICE)
     }
+}
+
+/// Nothing secret is in it.
+fn command(bucket: &Bucket, at: &Path) -> Vec<String> {
+    let options = format!(
+        "url={},use_path_request_style,nomixupload,enable_noobj_cache,stat_cache_expire=60,multipart_size=5,retries={RETRIES}",
+        bucket.endpoint
+    );
+    [PROGRAM, &bucket.name, &at.to_string_lossy(), "-f", "-o", &options]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 impl Care for Mounter {
     fn before_start(&self, _attempt: u32) -> BoxFuture<'_, Start> {
         async {
-            let at = self.at.clone();
-            let cleared = tokio::task::spawn_blocking(move || clear(&at)).await;
-            if let Ok(Err(error)) | Err(error) = cleared.map_err(io::Error::other) {
-                return Start::Hold(format!("{} cannot be mounted on: {error}", self.at.display()));
+            let Some((bucket, at)) = self.0.get() else {
+                return Start::Hold("no bucket's keys have been brought".to_owned());
+            };
+            let cleared = tokio::task::spawn_blocking({
+                let at = at.clone();
+                move || clear(&at)
+            });
+            if let Ok(Err(error)) | Err(error) = cleared.await.map_err(io::Error::other) {
+                return Start::Hold(format!("{} cannot be mounted on: {error}", at.display()));
             }
             let secrets = [
-                ("AWSACCESSKEYID", &self.bucket.access_key_id),
-                ("AWSSECRETACCESSKEY", &self.bucket.secret_access_key),
+                ("AWSACCESSKEYID", &bucket.access_key_id),
+                ("AWSSECRETACCESSKEY", &bucket.secret_access_key),
             ];
             let env: BTreeMap<_, _> = secrets.map(|(name, value)| (name.into(), value.expose().into())).into();
             Start::Go(Launch {
+                argv: Some(command(bucket, at)),
                 env,
                 ..Launch::default()
             })
@@ -96,7 +102,7 @@ impl Care for Mounter {
     }
 
     fn check(&self) -> Option<BoxFuture<'_, Result<(), String>>> {
-        let at = self.at.clone();
+        let (_, at) = self.0.get()?.clone();
         let asked = async move {
             // Opening a mount's root by path alone asks nothing of its server.
             let found = tokio::task::spawn_blocking(move || {

@@ -15,8 +15,9 @@ use serde_json::Value;
 
 use crate::support::{
     PATIENCE,
-    container::{Container, Disk, stand_in, with_gateway},
+    container::{Container, Disk, TOKEN, commit, stand_in, with_gateway},
     eventually, free_port, http, process,
+    s3::S3,
 };
 
 /// A start script with that environment. Killed when this is dropped.
@@ -191,11 +192,7 @@ fn a_script_brings_all_that_pid_1_was_not_given() {
     eventually("the token that was brought", PATIENCE, || {
         (status("admin-token-0123456789").status == 200).then_some(())
     });
-    assert_eq!(
-        status(crate::support::container::TOKEN).status,
-        401,
-        "PID 1's own counts no more"
-    );
+    assert_eq!(status(TOKEN).status, 401, "PID 1's own counts no more");
     let discovery = http::get(cdp, "/json/version", None).unwrap();
     assert_eq!(discovery.status, 200);
     assert!(discovery.body.contains(&cdp_addr));
@@ -221,4 +218,81 @@ fn a_script_brings_all_that_pid_1_was_not_given() {
         assert!(told || !container.log().contains(value), "{name} in {container}");
     }
     assert!(!container.log().contains("first-key"));
+}
+
+/// moltworker's Worker with nothing but its image changed: it gives the bucket's keys to its start script too. Until then
+/// the store is not known, so nothing is started on what a fresh disk holds; then the bucket is mounted and restored from.
+#[test]
+fn a_script_brings_the_bucket_and_the_state_outlives_the_container() {
+    let s3 = S3::start();
+    let endpoint = format!("http://127.0.0.1:{}", s3.port);
+    let mut disk = Disk::new();
+    for round in ["first", "second"] {
+        let file = disk.path("moltinit.toml");
+        fs::write(
+            &file,
+            r#"
+                [[service]]
+                name = "sandbox"
+                command = ["sleep", "100000"]
+
+                [[service]]
+                name = "gateway"
+                command = ["sh", "-c", "echo I remember $(cat $HOME/.openclaw/memory.md); exec sleep 100000"]
+                ready = { command = ["true"] }
+                live = { command = ["true"] }
+            "#,
+        )
+        .unwrap();
+        let env = [
+            ("MOLTINIT_CONFIG", file.to_str().unwrap()),
+            ("MOLTINIT_STORE", ""),
+            ("MOLTINIT_STORE_WAIT", "1s"),
+        ];
+        let container = Container::start(&disk, &disk.path("bucket"), &env, &["run"]);
+        container.wait_for("/healthz", PATIENCE);
+        let services = container.status()["services"].clone();
+        assert_eq!(services["gateway"]["state"], "waiting", "{services}");
+        // Somebody who brings nothing does not say that there is no store, either.
+        assert!(disk.command(&["stop", "gateway"]).status().unwrap().success());
+        let _bare = Script::start(&disk, &[("MOLTINIT_STORE", "")]);
+        eventually("what it starts", PATIENCE, || {
+            (gateway(&container)["state"] == "waiting").then_some(())
+        });
+        assert_eq!(container.get("/startupz").unwrap().json()["pendingReason"], "store");
+
+        let bucket = disk.path("bucket");
+        let script = Script::start(
+            &disk,
+            &[
+                ("OPENCLAW_GATEWAY_TOKEN", "gateway-token-0123456789"),
+                ("MOLTINIT_ADMIN_TOKEN", TOKEN),
+                ("MOLTINIT_STORE", bucket.to_str().unwrap()),
+                ("R2_ACCESS_KEY_ID", "key-0123456789"),
+                ("R2_SECRET_ACCESS_KEY", "secret-0123456789"),
+                ("R2_BUCKET_NAME", "agent"),
+                ("R2_ENDPOINT", &endpoint),
+            ],
+        );
+        container.wait_for("/readyz", PATIENCE);
+        let status = container.status();
+        assert_eq!(status["store"]["durable"], true, "{}", status["store"]);
+        assert_eq!(status["store"]["required"], true, "{}", status["store"]);
+        if round == "second" {
+            eventually(format_args!("a memory: {container}"), PATIENCE, || {
+                container.log().contains("I remember everything").then_some(())
+            });
+        }
+        fs::write(disk.state().join("memory.md"), "everything").unwrap();
+        commit(&container);
+        assert!(!container.log().contains("key-0123456789"), "{container}");
+        drop(script);
+        container.kill();
+        disk = disk.wiped();
+    }
+    assert!(
+        s3.keys().iter().any(|key| key.starts_with("default/")),
+        "{:?}",
+        s3.keys()
+    );
 }
