@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    net::TcpStream,
+    io::Write,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -59,13 +59,51 @@ fn what_the_image_is_built_from_is_there_and_let_in() {
     }
 }
 
+/// The stage that compiles is not run here, but what it makes has to run on the base, which is Ubuntu 22.04. The builder
+/// that the Dockerfile names is a Debian whose glibc is no newer.
+#[test]
+fn the_builders_glibc_is_no_newer_than_the_bases() {
+    let dockerfile = fs::read_to_string(format!("{ROOT}/Dockerfile")).unwrap();
+    let builder = dockerfile
+        .lines()
+        .find_map(|line| line.strip_prefix("ARG BUILDER="))
+        .unwrap();
+    let (_, debian) = builder.rsplit_once('-').unwrap();
+    let glibc = [("bullseye", 31), ("bookworm", 36), ("trixie", 41)];
+    let (_, minor) = glibc
+        .iter()
+        .find(|(name, _)| *name == debian)
+        .expect("a Debian that is known");
+    assert!(*minor <= 35, "{builder} has glibc 2.{minor}, and the base 2.35");
+}
+
+/// The image is for two machines, and only one of them is here: what the gateway has for the one in machine code, it has
+/// for the other as well.
+#[test]
+fn the_gateways_native_parts_are_there_for_arm64() {
+    let openclaw = std::env::var("MOLTINIT_TEST_OPENCLAW").expect("run the tests by ./scripts/test");
+    let lock = fs::read_to_string(format!("{openclaw}/package-lock.json")).unwrap();
+    let lock: Value = serde_json::from_str(&lock).unwrap();
+    let packages = lock["packages"].as_object().unwrap();
+    let native: Vec<&String> = packages.keys().filter(|name| name.contains("linux-x64")).collect();
+    assert!(!native.is_empty(), "how they are named has changed");
+    for name in native {
+        let other = name.replace("linux-x64", "linux-arm64");
+        assert!(packages.contains_key(&other), "{other}");
+    }
+}
+
 /// One test, because one engine and one build serve all of it.
 #[test]
 fn an_agent_in_the_image_outlives_its_containers() {
     let engine = match Engine::start() {
         Ok(engine) => engine,
         Err(why) => {
-            eprintln!("skipped: the image is not tested, for there is no Docker engine: {why}");
+            // Past the harness, which keeps what a test prints to itself.
+            let _ = writeln!(
+                std::io::stderr(),
+                "skipped: the image is not tested, for there is no Docker engine: {why}"
+            );
             return;
         }
     };
@@ -220,7 +258,8 @@ fn moltworkers_worker_is_served(engine: &Engine, store: &Path) {
         assert_eq!(answer.status, 200, "{method} {path}: {answer:?}");
         answer.json()
     };
-    let shell = |command: &str| sdk("POST", "/api/execute", json!({ "command": command }))["stdout"].clone();
+    let execute = |command: &str| sdk("POST", "/api/execute", json!({ "command": command }));
+    let shell = |command: &str| execute(command)["stdout"].clone();
     let existing = || {
         let list = sdk("GET", "/api/process/list", Value::Null);
         let mut processes = list["processes"].as_array().unwrap().clone().into_iter();
@@ -244,15 +283,27 @@ fn moltworkers_worker_is_served(engine: &Engine, store: &Path) {
         let started = sdk("POST", "/api/process/start", json!({ "command": script, "env": env }));
         started["processId"].as_str().unwrap().to_owned()
     };
-    let wait_for_port = || {
-        eventually(format_args!("port 18789: {container}"), BOOT, || {
-            container.within(|| TcpStream::connect(("127.0.0.1", 18789))).ok()
+    // The last event of the stream, which ends when the port is open or the process is not there any more.
+    let watch_port = |process: &str| {
+        let body = json!({ "port": 18789, "mode": "tcp", "processId": process, "interval": 500 });
+        // It says nothing for as long as nothing changes, which may be longer than is waited for a byte.
+        let body = eventually(format_args!("the end of the watch: {container}"), BOOT, || {
+            let events = container.request("POST", 3000, "/api/port-watch", None, &body.to_string());
+            events.ok().map(|events| events.body)
         });
+        let last = body.lines().rev().find_map(|line| line.strip_prefix("data: "));
+        serde_json::from_str::<Value>(last.expect("an event")).unwrap()["type"].clone()
     };
+    let wait_for_port = |process: &str| assert_eq!(watch_port(process), "ready", "{container}");
 
+    sdk(
+        "POST",
+        "/api/session/create",
+        json!({ "id": "sandbox-moltbot", "env": {}, "cwd": "/workspace" }),
+    );
     assert_eq!(existing(), None, "no key, no gateway");
     let first = start(SCRIPT);
-    wait_for_port();
+    wait_for_port(&first);
     let process = existing().expect("the start script, for as long as the gateway is there");
     assert_eq!(process["id"], first.as_str());
     let gateway = pid(&container, "gateway");
@@ -262,30 +313,64 @@ fn moltworkers_worker_is_served(engine: &Engine, store: &Path) {
     // What it does when the port does not answer in time.
     sdk("DELETE", &format!("/api/process/{first}"), Value::Null);
     assert_eq!(existing(), None);
-    start("/usr/local/bin/start-moltbot.sh");
-    wait_for_port();
+    let second = start("/usr/local/bin/start-moltbot.sh");
+    wait_for_port(&second);
     assert!(existing().is_some());
     assert_ne!(pid(&container, "gateway"), gateway);
 
-    shell("date -Iseconds > /tmp/.last-sync");
-    let synced = shell("cat /tmp/.last-sync 2>/dev/null || echo \"\"");
-    assert!(synced.as_str().unwrap().starts_with("20"), "{synced}");
-    assert_eq!(
-        shell("test -f /root/.openclaw/openclaw.json && echo openclaw || echo none"),
-        "openclaw\n"
-    );
     let version = shell("openclaw --version");
     assert!(version.as_str().unwrap().contains("OpenClaw"), "{version}");
     assert_eq!(shell("clawdbot --version"), version);
+
+    a_backup_is_a_snapshot(&container, &execute, &|path, content| {
+        sdk("POST", "/api/write", json!({ "path": path, "content": content }));
+    });
 
     // The server's end takes the start script with it, and what the Worker then does brings everything back.
     let server = pid(&container, "sandbox");
     container.exec(&["sh", "-c", &format!("kill -9 {server}")]);
     eventually("the sandbox server again", PATIENCE, || answers_ping(&container));
     assert_eq!(existing(), None, "it has forgotten");
-    start(SCRIPT);
-    wait_for_port();
+    let third = start(SCRIPT);
+    wait_for_port(&third);
     check_is_there(&container, "killed.md");
+    // And a start script that ends is noticed at once, not after three minutes.
+    sdk("DELETE", &format!("/api/process/{third}"), Value::Null);
+    assert_eq!(watch_port(&third), "process_exited");
+}
+
+/// *Backup now*: moltworker configures rclone, finds the state, syncs it and notes when.
+fn a_backup_is_a_snapshot(container: &Container, execute: &dyn Fn(&str) -> Value, put: &dyn Fn(&str, &str)) {
+    const CONF: &str = "/root/.config/rclone/rclone.conf";
+    const FLAGS: &str = "--transfers=16 --fast-list --s3-no-check-bucket";
+    let said = |command: &str| {
+        let done = execute(command);
+        assert_eq!(done["success"], true, "{command}: {done}");
+        done["stdout"].as_str().unwrap().trim().to_owned()
+    };
+    assert_eq!(said("test -f /tmp/.rclone-configured && echo yes || echo no"), "no");
+    said(&format!("mkdir -p $(dirname {CONF})"));
+    put(CONF, "[r2]\ntype = s3\n");
+    said("touch /tmp/.rclone-configured");
+    let detect = "test -f /root/.openclaw/openclaw.json && echo openclaw || (test -f /root/.clawdbot/clawdbot.json && echo clawdbot || echo none)";
+    assert_eq!(said(detect), "openclaw");
+
+    write(container, "backed-up.md");
+    said(&format!(
+        "rclone sync /root/.openclaw/ r2:moltbot-data/openclaw/ {FLAGS} --exclude='*.lock' --exclude='*.log' --exclude='*.tmp' --exclude='.git/**'"
+    ));
+    assert_eq!(status(container).unwrap()["snapshots"]["behind_seconds"], 0);
+    said(&format!(
+        "test -d /root/clawd && rclone sync /root/clawd/ r2:moltbot-data/workspace/ {FLAGS} --exclude='skills/**' --exclude='.git/**' || true"
+    ));
+    said(&format!(
+        "test -d /root/clawd/skills && rclone sync /root/clawd/skills/ r2:moltbot-data/skills/ {FLAGS} || true"
+    ));
+    said("date -Iseconds > /tmp/.last-sync");
+    let synced = said("cat /tmp/.last-sync");
+    assert!(synced.starts_with("20"), "{synced}");
+    assert_eq!(said("cat /tmp/.last-sync 2>/dev/null || echo \"\""), synced);
+    assert_eq!(said("rclone lsf r2:moltbot-data/openclaw/"), "");
 }
 
 fn it_can_be_built_on(engine: &Engine) {

@@ -4,8 +4,10 @@
 import { spawn } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
+import { connect } from "node:net";
 
 const processes = new Map();
+const sessions = new Set();
 
 function start(command, env) {
     const id = `proc_${processes.size}`;
@@ -57,6 +59,25 @@ async function kill(record) {
     clearTimeout(late);
 }
 
+/** Whether somebody listens on a port. */
+const isOpen = (port) =>
+    new Promise((resolve) => {
+        const socket = connect(port, "127.0.0.1");
+        socket.on("connect", () => (socket.destroy(), resolve(true)));
+        socket.on("error", () => resolve(false));
+    });
+
+/** Events until the port is open, or the process that is to open it has ended. */
+async function* watchPort({ port, processId, interval = 500 }) {
+    const record = processes.get(processId);
+    yield { type: "watching", port };
+    for (;;) {
+        if (await isOpen(port)) return yield { type: "ready", port };
+        if (record && record.status !== "running") return yield { type: "process_exited", port, exitCode: record.exitCode };
+        await new Promise((resolve) => setTimeout(resolve, interval));
+    }
+}
+
 const shown = ({ id, pid, command, status, exitCode }) => ({ id, pid, command, status, exitCode });
 
 async function answer(method, path, body) {
@@ -65,6 +86,10 @@ async function answer(method, path, body) {
     switch (`${method} ${record ? path.replace(id, "ID") : path}`) {
         case "GET /api/ping":
             return { success: true, message: "pong" };
+        case "POST /api/session/create":
+            if (sessions.has(body.id)) throw new Error(`session ${body.id} exists`);
+            sessions.add(body.id);
+            return { success: true, id: body.id };
         case "POST /api/execute": {
             const run = start(body.command, body.env);
             processes.delete(run.id);
@@ -97,6 +122,14 @@ createServer(async (request, response) => {
     for await (const chunk of request) chunks.push(chunk);
     const text = Buffer.concat(chunks).toString();
     let said, status;
+    if (request.url === "/api/port-watch") {
+        response.writeHead(200, { "content-type": "text/event-stream" });
+        for await (const event of watchPort(JSON.parse(text))) {
+            if (response.destroyed) return;
+            response.write(`data: ${JSON.stringify(event)}\n\n`);
+        }
+        return response.end();
+    }
     try {
         said = await answer(request.method, request.url, text && JSON.parse(text));
         status = said ? 200 : 404;
