@@ -2,7 +2,8 @@
 
 # What the Worker's @cloudflare/sandbox wants to talk to: the same version.
 ARG BASE=docker.io/cloudflare/sandbox:0.12.10
-ARG BUILDER=docker.io/library/rust:1.95-bookworm
+# Its glibc is no newer than the base's, which is Ubuntu 22.04.
+ARG BUILDER=docker.io/library/rust:1.95-bullseye
 # The stage, or any image, that has /moltinit: one that is built already spares the compiling.
 ARG BINARY=build
 
@@ -56,8 +57,8 @@ RUN ln -s /opt/openclaw/bin/openclaw /usr/local/bin/openclaw \
 WORKDIR /root
 # The Sandbox SDK's server, the gateway, moltinit's probes and status.
 EXPOSE 3000 18789 9180
-HEALTHCHECK --interval=30s --timeout=5s --start-period=5s --retries=3 \
-    CMD curl --fail --silent --show-error --max-time 4 --noproxy '*' "http://${MOLTINIT_HTTP_ADDR:-127.0.0.1:9180}/healthz"
+# By its socket, which it finds wherever the configuration has it.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=5s --retries=3 CMD ["moltinit", "status"]
 ENTRYPOINT ["/usr/local/bin/moltinit"]
 
 ARG VERSION=0.1.0
