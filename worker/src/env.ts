@@ -21,8 +21,6 @@ export interface Env {
   MOLTINIT_ADMIN_TOKEN?: string;
   MOLTINIT_CALLBACK_SECRET?: string;
   CDP_SECRET?: string;
-  /** Where the bucket is mounted in the container. */
-  MOLTINIT_STORE?: string;
   /** `s3fs`: moltinit mounts the bucket by itself, and this Worker does not. */
   MOLTINIT_MOUNT?: string;
   /** Let the container sleep after so long without a request, such as `30m`; it never does if this is not set. */
@@ -31,10 +29,11 @@ export interface Env {
   DEV_MODE?: string;
 }
 
+/** Where the bucket is in the container: nowhere else, for anywhere else moltinit would take a plain directory for the store. */
 export const STORE_PATH = "/data/moltbot";
 
-/** Of no use to the container, and so none of its business. */
-const WORKER_ONLY = new Set(["CF_ACCESS_TEAM_DOMAIN", "CF_ACCESS_AUD", "SLEEP_AFTER", "DEV_MODE", "MOLTBOT_GATEWAY_TOKEN"]);
+/** Of no use to the container, and so none of its business; and the store's place, which is not to be chosen. */
+const WORKER_ONLY = new Set(["CF_ACCESS_TEAM_DOMAIN", "CF_ACCESS_AUD", "SLEEP_AFTER", "DEV_MODE", "MOLTBOT_GATEWAY_TOKEN", "MOLTINIT_STORE"]);
 
 export const gatewayToken = (env: Env) => env.OPENCLAW_GATEWAY_TOKEN || env.MOLTBOT_GATEWAY_TOKEN;
 
@@ -50,9 +49,9 @@ export function containerEnv(env: Env): Record<string, string> {
   );
   const token = gatewayToken(env);
   return {
+    ...Object.fromEntries(texts),
     // Named, it is required: moltinit never starts the gateway on empty state because the mount is late.
     MOLTINIT_STORE: STORE_PATH,
-    ...Object.fromEntries(texts),
     ...(token && { OPENCLAW_GATEWAY_TOKEN: token }),
     ...(env.DEV_MODE && { OPENCLAW_DEV_MODE: env.DEV_MODE }),
   };

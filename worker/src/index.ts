@@ -13,10 +13,10 @@ export { Journal } from "./journal";
 export { Sandbox } from "./sandbox";
 
 export default {
-  async fetch(request: Request, env: Env): Promise<Response> {
+  async fetch(request: Request, env: Env, ctx: ExecutionContext): Promise<Response> {
     const { pathname } = new URL(request.url);
     // Public: each has a secret of its own.
-    if (pathname === "/cdp") return relay(request, env);
+    if (pathname === "/cdp") return relay(request, env, ctx);
     if (pathname === "/_moltinit/events") return receive(request, env);
 
     const refused = await guard(request, env);
@@ -30,8 +30,8 @@ export default {
     return proxy(request, env);
   },
 
-  /** Once a minute: a container that the platform has taken away comes back, whether or not anybody asks. */
+  /** Once a minute: a container that the platform has taken away, or that hangs, comes back, whether or not anybody asks. */
   async scheduled(_: ScheduledController, env: Env): Promise<void> {
-    if (!env.SLEEP_AFTER && missing(env).length === 0) await sandbox(env).probe();
+    if (!env.SLEEP_AFTER && missing(env).length === 0) await sandbox(env).tend();
   },
 } satisfies ExportedHandler<Env>;

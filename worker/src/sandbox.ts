@@ -1,6 +1,8 @@
 import { getSandbox, Sandbox as SandboxSdk } from "@cloudflare/sandbox";
 import { withoutLogin } from "./access";
-import { adminToken, containerEnv, type Env, STORE_PATH } from "./env";
+import { adminToken, containerEnv, type Env } from "./env";
+import { Mount } from "./mount";
+import { times } from "./times";
 
 /** moltinit's probes and control. */
 const CONTROL = 9180;
@@ -26,6 +28,8 @@ export interface Probe {
   progress?: Progress;
   /** What moltinit's `/readyz` complains of. */
   failing: string[];
+  /** Where the gateway stands, if it is the gateway that is missing. */
+  gateway?: { state: string; why?: string };
   /** What went wrong when it was started, or when its bucket was mounted. */
   error?: string;
 }
@@ -36,106 +40,105 @@ interface Startup {
   progress?: Progress;
 }
 
-/** Milliseconds for which an answer of the probes is good enough for the next request. */
-const FRESH = 1_000;
-/** Milliseconds between two attempts to mount. */
-const MOUNT_GAP = 5_000;
+interface Readiness {
+  ready: boolean;
+  failing?: string[];
+}
 
-/** The container: started with its environment, its bucket mounted when moltinit says that it waits for it. */
+/** Since when moltinit has not answered: kept, since this object may be forgotten between two looks. */
+const SILENT_SINCE = "moltinit:silentSince";
+
+/** The container: started with its environment, its bucket mounted when moltinit says that it misses it. */
 export class Sandbox extends SandboxSdk<Env> {
   private last?: { at: number; probe: Probe };
+  private looking?: Promise<Probe>;
   private starting?: Promise<void>;
-  private mounting?: Promise<void>;
-  /** When it was last tried to. */
-  private mounted = 0;
-  /** Mounted by this object in its present life. */
-  private holds = false;
   private error?: string;
+  /** None if moltinit mounts the bucket itself. */
+  private readonly mount?: Mount;
 
   constructor(ctx: DurableObjectState<{}>, env: Env) {
     super(ctx, env);
     this.envVars = { ...this.envVars, ...containerEnv(env) };
+    if (!env.MOLTINIT_MOUNT) this.mount = new Mount(this);
   }
 
   /** How it is now; a container that is not up is started, without waiting for it. */
   async probe(): Promise<Probe> {
-    if (!this.last || Date.now() - this.last.at > FRESH) this.last = { at: Date.now(), probe: await this.look() };
-    return this.last.probe;
+    if (this.last && Date.now() - this.last.at <= times.probe) return this.last.probe;
+    this.looking ??= this.look()
+      .then((probe) => (this.last = { at: Date.now(), probe }).probe)
+      .finally(() => (this.looking = undefined));
+    return this.looking;
   }
 
   private async look(): Promise<Probe> {
-    const { status } = await this.getState();
-    if (status !== "healthy" || !this.ctx.container?.running) {
-      this.begin();
-      return { state: "starting", open: false, pending: "container", failing: [], error: this.error };
-    }
+    if (!(await this.isUp())) return { state: "starting", open: false, pending: "container", failing: [], error: this.error };
     try {
-      const { ok, pendingReason: pending, progress } = await this.ask<Startup>("/startupz");
-      if (!ok) {
-        if (pending === "store") this.mount();
-        return { state: "starting", open: false, pending, progress, failing: [], error: this.error };
-      }
-      const { ready, failing = [] } = await this.ask<{ ready: boolean; failing?: string[] }>("/readyz");
-      if (failing.includes("store")) this.mount();
-      else this.error = undefined;
+      const [{ ok, pendingReason: pending, progress }, { ready, failing = [] }] = await Promise.all([
+        this.ask<Startup>("/startupz"),
+        this.ask<Readiness>("/readyz"),
+      ]);
+      const storeless = pending === "store" || failing.includes("store");
+      if (this.mount && storeless) this.ctx.waitUntil(this.mount.isMissed());
+      else this.mount?.isFine();
+      const error = this.mount?.error;
+      const gateway = failing.includes("gateway") && (ok || pending === "services") ? await this.gateway() : undefined;
+      if (!ok) return { state: "starting", open: false, pending, progress, failing: [], gateway, error };
       // Without its store the gateway can be used all the same.
       const open = ready || (failing.length > 0 && failing.every((what) => what === "store"));
-      return { state: ready ? "ready" : "failing", open, failing, error: this.error };
+      return { state: ready ? "ready" : "failing", open, failing, gateway, error };
     } catch (error) {
       return { state: "failing", open: false, failing: ["moltinit"], error: error instanceof Error ? error.message : String(error) };
     }
   }
 
-  private async ask<T>(probe: string): Promise<T> {
-    const answer = await this.containerFetch(`http://moltinit${probe}`, { signal: AbortSignal.timeout(5_000) }, CONTROL);
-    // Whoever else answers in its place, the SDK for one, has no part in it.
-    if (![200, 503].includes(answer.status)) throw new Error(`moltinit does not answer: ${await answer.text()}`);
-    return answer.json<T>();
-  }
-
-  private begin(): void {
+  /** Whether it is up; if it is not, it is started, without waiting for it. */
+  private async isUp(): Promise<boolean> {
+    const { status } = await this.getState();
+    if (status === "healthy" && this.ctx.container?.running) return true;
     this.starting ??= this.startAndWaitForPorts({ ports: CONTROL, cancellationOptions: { portReadyTimeoutMS: 60_000 } })
       .then(() => void (this.error = undefined))
       .catch((error: unknown) => void (this.error = `The container does not start: ${error}`))
       .finally(() => (this.starting = undefined));
     this.ctx.waitUntil(this.starting);
+    return false;
   }
 
-  private mount(): void {
-    if (this.env.MOLTINIT_MOUNT || this.mounting || Date.now() - this.mounted < MOUNT_GAP) return;
-    this.mounting = this.mountStore()
-      .then(() => void (this.error = undefined))
-      .catch((error: unknown) => void (this.error = `The bucket cannot be mounted: ${error}`))
-      .finally(() => ((this.mounting = undefined), (this.mounted = Date.now())));
-    this.ctx.waitUntil(this.mounting);
+  private async ask<T>(route: string, headers?: HeadersInit): Promise<T> {
+    const answer = await this.containerFetch(`http://moltinit${route}`, { headers, signal: AbortSignal.timeout(5_000) }, CONTROL);
+    // Whoever else answers in its place, the SDK for one, has no part in it.
+    if (![200, 503].includes(answer.status)) throw new Error(`moltinit does not answer: ${await answer.text()}`);
+    return answer.json<T>();
   }
 
-  /** Mounts the bucket; one that is mounted is left alone, for mounting it again would take it away first. */
-  private async mountStore(): Promise<void> {
-    const path = this.env.MOLTINIT_STORE || STORE_PATH;
-    const quoted = `'${path.replaceAll("'", `'\\''`)}'`;
-    if ((await this.exec(`mountpoint -q ${quoted}`, { timeout: 10_000 })).exitCode === 0) return;
-    // A dead s3fs leaves its mount behind: one that this object holds, or that it held in an earlier life.
-    if (this.holds) await this.unmountBucket(path).catch(() => {});
-    await this.exec(`fusermount -uz ${quoted}`, { timeout: 10_000 });
-    await this.mountBucket("STORE", path, {});
-    this.holds = true;
+  /** What there is to say of a gateway that is not there; nothing, if even that cannot be had. */
+  private async gateway(): Promise<Probe["gateway"]> {
+    try {
+      const { services } = await this.ask<{ services?: Record<string, { state: string; why?: string }> }>("/status", this.bearer());
+      const { state, why } = services?.gateway ?? {};
+      return state ? { state, ...(why && { why }) } : undefined;
+    } catch {
+      return undefined;
+    }
   }
 
-  /** Everything that is for the gateway, HTTP and WebSocket. */
+  private bearer(): { Authorization: string } {
+    return { Authorization: `Bearer ${adminToken(this.env)}` };
+  }
+
+  /** Everything that is for the gateway, HTTP and WebSocket: whatever a request says, it gets at no other port. */
   override fetch(request: Request): Promise<Response> {
     return this.containerFetch(request, GATEWAY);
   }
 
   /** A request to moltinit's own routes, with its token. */
   async control(request: Request): Promise<Response> {
-    const { status } = await this.getState();
-    if (status !== "healthy" || !this.ctx.container?.running) {
-      this.begin();
+    if (!(await this.isUp())) {
       return Response.json({ title: "The container is starting", status: 503 }, { status: 503, headers: { "Retry-After": "2" } });
     }
     const headers = withoutLogin(request.headers);
-    headers.set("Authorization", `Bearer ${adminToken(this.env)}`);
+    for (const [name, value] of Object.entries(this.bearer())) headers.set(name, value);
     return this.containerFetch(new Request(request, { headers }), CONTROL);
   }
 
@@ -144,10 +147,39 @@ export class Sandbox extends SandboxSdk<Env> {
     this.last = undefined;
     await this.stop("SIGTERM");
   }
+
+  /**
+   * From time to time: a container that is away is started, and one whose moltinit has not been heard of for long is
+   * ended, however it is. What it had committed is in the bucket.
+   */
+  async tend(): Promise<void> {
+    await this.probe();
+    if (!this.ctx.container?.running || (await this.isWell())) {
+      await this.ctx.storage.delete(SILENT_SINCE);
+      return;
+    }
+    const since = await this.ctx.storage.get<number>(SILENT_SINCE);
+    if (since === undefined) await this.ctx.storage.put(SILENT_SINCE, Date.now());
+    else if (Date.now() - since >= times.silence) {
+      console.error(`moltinit has not answered since ${new Date(since).toISOString()}: the container is ended`);
+      this.last = undefined;
+      await this.destroy();
+      await this.ctx.storage.delete(SILENT_SINCE);
+    }
+  }
+
+  private async isWell(): Promise<boolean> {
+    try {
+      return (await this.getState()).status === "healthy" && (await this.ask<{ ok: boolean }>("/healthz")).ok;
+    } catch {
+      return false;
+    }
+  }
 }
 
 /** The one container there is. */
 export function sandbox(env: Env) {
-  const sleep = env.SLEEP_AFTER ? { sleepAfter: env.SLEEP_AFTER } : { keepAlive: true };
+  // The SDK remembers either for good, so each undoes the other.
+  const sleep = env.SLEEP_AFTER ? { keepAlive: false, sleepAfter: env.SLEEP_AFTER } : { keepAlive: true };
   return getSandbox(env.Sandbox, "moltbot", sleep);
 }

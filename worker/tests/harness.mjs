@@ -71,8 +71,12 @@ export async function eventually(what, ask, patience = PATIENCE) {
 let bundled;
 /** The Worker, with the stand-in for the container binding, as one module. */
 function bundle() {
-  bundled ??= build({
-    entryPoints: [join(here, "standin.ts")],
+  return (bundled ??= asModule("standin.ts"));
+}
+
+async function asModule(name) {
+  const result = await build({
+    entryPoints: [join(here, name)],
     bundle: true,
     write: false,
     format: "esm",
@@ -81,8 +85,20 @@ function bundle() {
     external: ["cloudflare:*", "node:*"],
     loader: { ".html": "text" },
     keepNames: true,
-  }).then((result) => result.outputFiles[0].text);
-  return bundled;
+  });
+  return result.outputFiles[0].text;
+}
+
+/** A file of the Worker's that needs nothing of workerd, for a test of it alone. */
+export async function source(name) {
+  const dir = mkdtempSync(join(tmpdir(), "moltinit-worker-"));
+  try {
+    const file = join(dir, "module.mjs");
+    writeFileSync(file, await asModule(`../src/${name}`));
+    return await import(file);
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
 }
 
 /** Cloudflare Access: keys, and tokens signed with them. */
@@ -147,10 +163,10 @@ export class Engine {
 }
 
 /**
- * The Worker in workerd. `ports` says where the container's ports are really; `asLogin` makes requests that have
- * passed Access.
+ * The Worker in workerd. `ports` says where the container's ports are really, `times` what of the Worker's is to be
+ * quicker; `asLogin` makes requests that have passed Access.
  */
-export async function start(t, { engine, ports = {}, env = {}, port, persist, login = access(), browser, beside = [], running = false } = {}) {
+export async function start(t, { engine, ports = {}, env = {}, times = {}, port, persist, login = access(), browser, browserRendering, beside = [], running = false } = {}) {
   const script = await bundle();
   port ??= await freePort();
   const external = (port) => ({ external: { address: `127.0.0.1:${port}`, http: {} } });
@@ -169,6 +185,7 @@ export async function start(t, { engine, ports = {}, env = {}, port, persist, lo
           Journal: { className: "Journal", useSQLite: true },
         },
         r2Buckets: ["STORE"],
+        browserRendering,
         bindings: {
           CF_ACCESS_TEAM_DOMAIN: TEAM,
           CF_ACCESS_AUD: AUDIENCE,
@@ -178,6 +195,7 @@ export async function start(t, { engine, ports = {}, env = {}, port, persist, lo
           WORKER_URL: `http://127.0.0.1:${port}`,
           SANDBOX_LOG_LEVEL: "error",
           ENGINE_RUNNING: running,
+          TIMES: times,
           ...env,
         },
         serviceBindings: {

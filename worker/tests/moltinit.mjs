@@ -22,14 +22,32 @@ export async function standIn(t) {
     /** What `/startupz` waits for; `undefined`: the boot is over. */
     pending: "store",
     failing: ["gateway"],
+    /** How much of the state is back. */
+    progress: undefined,
+    /** Of the gateway, in the status document. */
+    gateway: { state: "starting", why: null },
+    /** Answers nothing but this. */
+    hung: false,
+    /** The kernel lists the mount. */
     mounted: false,
+    /** The mount is in use: it is taken away lazily or not at all. */
+    busy: false,
+    /** So often the probes were asked. */
+    looks: 0,
     /** Commands that were run in the container. */
     commands: [],
     /** Requests for moltinit that are no probes. */
     asked: [],
   };
   const control = await listen(t, ({ method, url, headers }) => {
-    if (url === "/startupz") return self.pending ? { status: 503, body: { ok: false, status: "starting", pendingReason: self.pending } } : { body: { ok: true, status: "started" } };
+    if (self.hung) return { status: 500, body: {} };
+    if (url === "/healthz") return { body: { ok: true } };
+    if (url === "/status") return { body: { services: { gateway: self.gateway } } };
+    if (url === "/startupz") {
+      self.looks += 1;
+      const { pending, progress } = self;
+      return pending ? { status: 503, body: { ok: false, status: "starting", pendingReason: pending, progress } } : { body: { ok: true, status: "started" } };
+    }
     if (url === "/readyz") return self.failing.length ? { status: 503, body: { ready: false, failing: self.failing } } : { body: { ready: true } };
     self.asked.push({ method, url, headers });
     return { body: { method, url } };
@@ -41,6 +59,8 @@ export async function standIn(t) {
     self.commands.push(body.command);
     let [exitCode, stdout] = [0, ""];
     if (body.command.startsWith("s3fs ")) self.mounted = true;
+    else if (body.command.startsWith("fusermount -uz ")) self.mounted = false;
+    else if (body.command.startsWith("fusermount ")) exitCode = self.busy ? 1 : 0;
     else if (body.command.startsWith("mountpoint ") && body.command.includes("FUSE_MOUNTED")) stdout = self.mounted ? "FUSE_MOUNTED\n" : "NOT_FUSE_MOUNTED\n";
     else if (body.command.startsWith("mountpoint ")) exitCode = self.mounted ? 0 : 1;
     return { body: { success: exitCode === 0, exitCode, stdout, stderr: "", command: body.command, timestamp } };
@@ -51,7 +71,7 @@ export async function standIn(t) {
   let end;
   self.run = async () => {
     // Before anything of it answers: whoever mounts, mounts this one.
-    self.mounted = false;
+    self.mounted = self.hung = false;
     const process = spawn(globalThis.process.execPath, [fileURLToPath(new URL("gateway.mjs", import.meta.url)), String(gateway)], { stdio: "ignore" });
     const gone = new Promise((done) => process.on("exit", done));
     atEnd(t, () => (process.kill("SIGKILL"), gone));

@@ -9,10 +9,10 @@ import { standIn } from "./moltinit.mjs";
 
 const html = { headers: { Accept: "text/html,application/xhtml+xml" } };
 
-async function setUp(t, env = {}) {
+async function setUp(t, env = {}, times = {}) {
   const inside = await standIn(t);
   const engine = new Engine(inside.run);
-  const worker = await start(t, { engine, ports: inside.ports, env });
+  const worker = await start(t, { engine, ports: inside.ports, env, times });
   const status = async () => (await worker.asLogin("/api/status")).json();
   const reaches = (what, holds) => eventually(what, async () => {
     const now = await status();
@@ -71,10 +71,19 @@ test("step by step to an open gateway", async (t) => {
   assert.deepEqual(engine.intercepted.includes("r2.internal"), true);
   assert.equal(engine.env.MOLTINIT_STORE, "/data/moltbot");
 
-  for (const pending of ["restore", "prepare", "services"]) {
+  Object.assign(inside, { pending: "restore", failing: ["restore", "gateway"], progress: { doneBytes: 1_000_000, totalBytes: 3_000_000 } });
+  const { progress } = await reaches("how far it is", (now) => now.progress);
+  assert.deepEqual(progress, { doneBytes: 1_000_000, totalBytes: 3_000_000 });
+  Object.assign(inside, { failing: ["gateway"], progress: undefined });
+  for (const pending of ["prepare", "services"]) {
     inside.pending = pending;
-    assert.deepEqual(await reaches(pending, (now) => now.pending === pending), { state: "starting", open: false, pending, failing: [], events: null });
+    const gateway = pending === "services" ? { gateway: { state: "starting" } } : {};
+    assert.deepEqual(await reaches(pending, (now) => now.pending === pending), { state: "starting", open: false, pending, failing: [], ...gateway, events: null });
   }
+  // One that does not come up says why.
+  inside.gateway = { state: "held", why: "its configuration is broken" };
+  assert.deepEqual((await reaches("the reason", (now) => now.gateway?.why)).gateway, inside.gateway);
+  inside.gateway = { state: "ready", why: null };
   // A program is told to come back; so is a WebSocket, and nothing of it reaches the gateway.
   const program = await worker.asLogin("/v1/chat/completions", { method: "POST", body: "{}" });
   assert.deepEqual([program.status, program.headers.get("Retry-After"), (await program.json()).detail], [503, "2", "services"]);
@@ -100,11 +109,13 @@ test("step by step to an open gateway", async (t) => {
 });
 
 test("the container has what is set here, and not what is the Worker's own", async (t) => {
-  const { engine, reaches } = await setUp(t, { ANTHROPIC_API_KEY: "sk-test", GROQ_API_KEY: "gsk-test", OPENCLAW_GATEWAY_TOKEN: "", MOLTBOT_GATEWAY_TOKEN: GATEWAY_TOKEN, MOLTINIT_MOUNT: "s3fs" });
+  const { engine, reaches } = await setUp(t, { ANTHROPIC_API_KEY: "sk-test", GROQ_API_KEY: "gsk-test", OPENCLAW_GATEWAY_TOKEN: "", MOLTBOT_GATEWAY_TOKEN: GATEWAY_TOKEN, MOLTINIT_MOUNT: "s3fs", MOLTINIT_STORE: "/elsewhere" });
   await reaches("a container", (now) => now.pending === "store");
   const { ANTHROPIC_API_KEY, GROQ_API_KEY, OPENCLAW_GATEWAY_TOKEN, CF_ACCESS_AUD, MOLTBOT_GATEWAY_TOKEN, WORKER_URL } = engine.env;
   assert.deepEqual([ANTHROPIC_API_KEY, GROQ_API_KEY, OPENCLAW_GATEWAY_TOKEN, CF_ACCESS_AUD, MOLTBOT_GATEWAY_TOKEN], ["sk-test", "gsk-test", GATEWAY_TOKEN, undefined, undefined]);
   assert.ok(WORKER_URL);
+  // Anywhere else it would be a directory that vanishes with the container.
+  assert.equal(engine.env.MOLTINIT_STORE, "/data/moltbot");
 });
 
 test("the gateway is told who asks by the Worker, and by nobody else", async (t) => {
@@ -119,9 +130,25 @@ test("the gateway is told who asks by the Worker, and by nobody else", async (t)
   );
   assert.ok(headers["cf-connecting-ip"]);
   // Nor is it given what would let the agent log in as its owner.
-  const login = { Cookie: `theme=dark; CF_Authorization=${worker.login.token()}; lang=en` };
+  const login = { Cookie: `theme=dark; CF_Authorization=${worker.login.token()}; lang=en`, "CF-Access-Client-Secret": "of-a-service" };
   const seen = (await (await worker.asLogin("/", { headers: login })).json()).headers;
-  assert.deepEqual([seen.cookie, seen["cf-access-jwt-assertion"]], ["theme=dark; lang=en", undefined]);
+  assert.equal(seen.cookie, "theme=dark; lang=en");
+  assert.deepEqual(Object.keys(seen).filter((name) => name.startsWith("cf-access-")), []);
+});
+
+test("no request gets at another port than the gateway's", async (t) => {
+  const { inside, worker, reaches } = await setUp(t);
+  Object.assign(inside, { pending: undefined, failing: [] });
+  await reaches("the open door", (now) => now.open);
+  // What the SDK would take for a wish.
+  for (const path of ["/proxy/3000/api/execute", "/proxy/9180/status"]) {
+    const headers = { "cf-container-target-port": "3000" };
+    assert.equal((await (await worker.asLogin(path, { headers })).json()).url, path);
+    const socket = connect(worker, path, headers);
+    assert.match(JSON.parse(await socket.next()).url, new RegExp(`^${path}`));
+    socket.socket.terminate();
+  }
+  assert.ok(inside.commands.every((command) => !command.includes("proxy")));
 });
 
 test("moltinit that mounts its own bucket is left to it", async (t) => {
@@ -132,16 +159,91 @@ test("moltinit that mounts its own bucket is left to it", async (t) => {
   assert.deepEqual(inside.commands, []);
 });
 
-test("a dead mount is taken away and made again", async (t) => {
-  const { inside, reaches } = await setUp(t);
+for (const busy of [false, true]) {
+  test(`a dead mount is taken away and made again${busy ? ", though it is in use" : ""}`, async (t) => {
+    const { inside, reaches } = await setUp(t, {}, { mountGap: 100 });
+    await reaches("the mount", () => inside.mounted);
+    Object.assign(inside, { pending: undefined, failing: [], busy });
+    await reaches("the open door", (now) => now.open);
+    Object.assign(inside, { mounted: false, failing: ["store"] });
+    await reaches("another mount", () => inside.mounted);
+    const verbs = inside.commands.map((command) => command.split(" ").slice(0, 2).join(" "));
+    const last = verbs.lastIndexOf("s3fs 'STORE'");
+    assert.deepEqual(verbs.slice(0, last).filter((verb) => verb.startsWith("fusermount")).slice(-2), ["fusermount -u", "fusermount -uz"]);
+  });
+}
+
+test("a mount that dies during the boot, whatever the phase, is made again", async (t) => {
+  const { inside, reaches } = await setUp(t, {}, { mountGap: 100 });
   await reaches("the mount", () => inside.mounted);
+  for (const pending of ["restore", "services"]) {
+    Object.assign(inside, { pending, failing: ["gateway"] });
+    await reaches(pending, (now) => now.pending === pending);
+    Object.assign(inside, { mounted: false, failing: ["gateway", "store"] });
+    await reaches("another mount", () => inside.mounted);
+  }
+});
+
+test("a mount of an earlier life that is listed but fails is made again", async (t) => {
+  const inside = await standIn(t);
+  const engine = new Engine(inside.run);
+  // As after the object was reset: the container runs on, its mount too, and nobody answers the mount's requests.
+  engine.container = await inside.run();
+  Object.assign(inside, { pending: undefined, failing: [], mounted: true });
+  const worker = await start(t, { engine, ports: inside.ports, running: true, times: { mountGap: 100, mountGrace: 2_000 } });
+  const reaches = (what, holds) => eventually(what, async () => holds(await (await worker.asLogin("/api/status")).json()) || undefined);
+  await reaches("the open door", (now) => now.state === "ready");
+  const mounts = () => inside.commands.filter((command) => command.startsWith("s3fs ")).length;
+  assert.equal(mounts(), 0, "one that works is left alone");
+
+  inside.failing = ["store"];
+  await reaches("a look at it", () => inside.commands.some((command) => command.startsWith("mountpoint ")));
+  assert.equal(mounts(), 0, "it may come to itself");
+  await reaches("another mount", () => mounts() === 1);
+  assert.ok(inside.commands.some((command) => command.startsWith("fusermount -uz ")));
+  // Now it is this object's own. A store that still fails has another reason.
+  const looks = inside.commands.length;
+  await reaches("more looks", () => inside.commands.length > looks + 2);
+  assert.equal(mounts(), 1);
+});
+
+test("a container whose moltinit hangs is ended and started again", async (t) => {
+  const { inside, engine, worker, reaches } = await setUp(t, {}, { silence: 300 });
   Object.assign(inside, { pending: undefined, failing: [] });
   await reaches("the open door", (now) => now.open);
-  Object.assign(inside, { mounted: false, failing: ["store"] });
-  await reaches("another mount", () => inside.mounted);
-  const verbs = inside.commands.map((command) => command.split(" ").slice(0, 2).join(" "));
-  const last = verbs.lastIndexOf("s3fs 'STORE'");
-  assert.deepEqual(verbs.slice(0, last).filter((verb) => verb.startsWith("fusermount")).slice(-2), ["fusermount -u", "fusermount -uz"]);
+  const cron = await worker.miniflare.getWorker();
+  await cron.scheduled({ cron: "* * * * *" });
+  inside.hung = true;
+  assert.deepEqual((await reaches("the trouble", (now) => !now.open)).failing, ["moltinit"]);
+  await eventually("the next start", async () => {
+    await cron.scheduled({ cron: "* * * * *" });
+    return engine.starts > 1 || undefined;
+  });
+  await reaches("the open door again", (now) => now.open);
+  assert.equal(engine.starts, 2);
+});
+
+test("a container that is to sleep does, though it was kept awake before", async (t) => {
+  const inside = await standIn(t);
+  const engine = new Engine(inside.run);
+  Object.assign(inside, { pending: undefined, failing: [] });
+  const common = { engine, ports: inside.ports, persist: scratch(t) };
+  const open = (worker) => eventually("the open door", async () => (await (await worker.asLogin("/api/status")).json()).open || undefined);
+  const awake = await start(t, common);
+  await open(awake);
+  await awake.stop();
+  const asleep = await start(t, { ...common, running: true, env: { SLEEP_AFTER: "2s" } });
+  await open(asleep);
+  assert.equal(await engine.container.exited, 0);
+});
+
+test("everybody who asks at once is answered by one look", async (t) => {
+  const { inside, worker, reaches } = await setUp(t, {}, { probe: 0 });
+  Object.assign(inside, { pending: undefined, failing: [] });
+  await reaches("the open door", (now) => now.open);
+  inside.looks = 0;
+  await Promise.all(Array.from({ length: 20 }, () => worker.asLogin("/api/status").then((answer) => answer.text())));
+  assert.ok(inside.looks < 20, `${inside.looks} looks`);
 });
 
 test("a container that dies is missed, and the next minute brings it back", async (t) => {

@@ -1,7 +1,12 @@
 /** The Worker with a stand-in for the platform's container binding: an engine outside starts and stops real processes. */
-import worker, { Sandbox as Real } from "../src/index";
+import { env } from "cloudflare:workers";
+import worker, { Journal as RealJournal, Sandbox as Real } from "../src/index";
+import type { Event } from "../src/journal";
+import { times } from "../src/times";
 
-export { ContainerProxy, Journal } from "../src/index";
+Object.assign(times, (env as { TIMES?: object }).TIMES);
+
+export { ContainerProxy } from "../src/index";
 
 /** Where the platform says that this machine's requests come from: elsewhere in the world. */
 const CLIENT = "203.0.113.7";
@@ -19,6 +24,12 @@ interface EngineEnv {
   ENGINE: Fetcher;
   /** A container is there already, as after a deploy of the Worker alone. */
   ENGINE_RUNNING?: boolean;
+}
+
+export class Journal extends RealJournal {
+  receiveAll(events: Event[]): boolean[] {
+    return events.map((event) => this.receive(event));
+  }
 }
 
 export class Sandbox extends Real {
