@@ -1,12 +1,13 @@
-// The relay to Browser Rendering: only with the secret, and then all of CDP as it is. A real Chromium stands for the
-// service, behind the one route of it that is used.
+// The relay to Browser Rendering: only with the secret, and then all of CDP as it is, for as long as the connection is
+// there. The service is miniflare's own, with a real Chromium.
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { join } from "node:path";
 import { test } from "node:test";
 import { Response } from "miniflare";
 import WebSocket from "ws";
-import { atEnd, CDP_SECRET, Engine, scratch, start } from "./harness.mjs";
+import { CDP_SECRET, Engine, eventually, scratch, start } from "./harness.mjs";
 
 const nobody = () => new Engine(() => assert.fail("nothing may start a container"));
 
@@ -20,36 +21,19 @@ function dial(url, headers = {}) {
   });
 }
 
-async function chromium(t) {
-  const process = spawn("chromium", ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-port=0", `--user-data-dir=${scratch(t)}`], { stdio: ["ignore", "ignore", "pipe"] });
-  const gone = new Promise((done) => process.on("exit", done));
-  atEnd(t, () => (process.kill("SIGKILL"), gone));
-  process.stderr.setEncoding("utf8");
-  let text = "";
-  for await (const chunk of process.stderr) {
-    text += chunk;
-    const [, address] = /DevTools listening on ws:\/\/(\S+)/.exec(text) ?? [];
-    if (address) {
-      // `for await` closes what it read from; Chromium goes on without.
-      const [host, ...path] = address.split("/");
-      return { host, path: `/${path.join("/")}` };
-    }
-  }
-  throw new Error(`Chromium did not start: ${text}`);
-}
-
-/** Browser Rendering as a Worker's binding: one route, a browser for each connection. */
-function rendering(t, { host, path }) {
-  const script = `let launched = 0;
-    export default { async fetch(request) {
-      const url = new URL(request.url);
-      if (url.pathname === "/launched") return Response.json(launched);
-      if (url.pathname !== "/v1/devtools/browser" || request.headers.get("Upgrade") !== "websocket") return new Response("no such route", { status: 404 });
-      if (request.headers.has("Authorization") || url.searchParams.has("secret")) return new Response("the secret was passed on", { status: 500 });
-      launched += 1;
-      return fetch("http://${host}${path}", { headers: { Upgrade: "websocket" } });
-    } };`;
-  return { name: "rendering", modules: true, script, compatibilityDate: "2026-04-01" };
+/**
+ * Browser Rendering as miniflare has it: it starts the Chromium that is installed, for it takes it for the one that it
+ * would download.
+ */
+function rendering(t) {
+  const cache = scratch(t);
+  process.env.XDG_CACHE_HOME = cache;
+  const { platform, arch } = process;
+  assert.equal(platform, "linux");
+  const dir = join(cache, ".wrangler/chrome", `${arch === "arm64" ? "linux_arm" : "linux"}-126.0.6478.182`, "chrome-linux64");
+  mkdirSync(dir, { recursive: true });
+  writeFileSync(join(dir, "chrome"), '#!/bin/sh\nexec /usr/bin/chromium --no-sandbox --disable-gpu "$@"\n', { mode: 0o755 });
+  return { binding: "BROWSER" };
 }
 
 test("with the wrong secret, or none, no browser is launched", async (t) => {
@@ -82,9 +66,16 @@ test("what Browser Rendering refuses is said as what it is", async (t) => {
   }
 });
 
+test("a Browser Rendering that cannot be reached is said as that", async (t) => {
+  const beside = [{ name: "broken", modules: true, script: `export default { fetch() { throw new Error("no") } }`, compatibilityDate: "2026-04-01" }];
+  const worker = await start(t, { engine: nobody(), browser: "broken", beside });
+  assert.equal(await dial(`${new URL("/cdp", worker.url)}?secret=${CDP_SECRET}`.replace("http", "ws")), 503);
+});
+
 test("an agent's tools drive a real browser through it", async (t) => {
   const { chromium: playwright } = createRequire(`${process.env.MOLTINIT_TEST_NODE_MODULES}/`)("playwright-core");
-  const worker = await start(t, { engine: nobody(), browser: "rendering", beside: [rendering(t, await chromium(t))] });
+  const worker = await start(t, { engine: nobody(), browserRendering: rendering(t) });
+  const browsers = await worker.miniflare.getBindings().then(({ BROWSER }) => async () => (await (await BROWSER.fetch("http://x/v1/sessions")).json()).sessions.length);
   const url = new URL("/cdp", worker.url).href.replace("http", "ws");
   for (const [endpoint, headers] of [[`${url}?secret=${CDP_SECRET}`, {}], [url, { Authorization: `Bearer ${CDP_SECRET}` }]]) {
     const browser = await playwright.connectOverCDP(endpoint, { headers });
@@ -94,7 +85,16 @@ test("an agent's tools drive a real browser through it", async (t) => {
     assert.equal(await page.textContent("h1"), "hello");
     assert.equal((await page.textContent("p")).length, 2_000_000);
     assert.equal((await page.screenshot()).subarray(1, 4).toString(), "PNG");
+    assert.equal(await browsers(), 1);
     await context.close();
+    // The connection and not the browser is closed by this: without it nobody is to pay for the other.
     await browser.close();
+    await eventually("the end of the browser", async () => (await browsers()) === 0 || undefined);
   }
+  // The same when it is not closed but lost.
+  const lost = new WebSocket(`${url}?secret=${CDP_SECRET}`);
+  await new Promise((done, fail) => lost.on("open", done).on("error", fail));
+  assert.equal(await browsers(), 1);
+  lost.terminate();
+  await eventually("the end of the browser", async () => (await browsers()) === 0 || undefined);
 });
