@@ -1,30 +1,13 @@
 import type { Env } from "./env";
+import { ALGORITHM, Keyring } from "./keys";
 import { problem } from "./problem";
-
-/** Who Cloudflare Access says is asking. */
-export interface Identity {
-  sub: string;
-  email?: string;
-}
 
 /** Why a token is refused. */
 export class Refused extends Error {}
 
 /** Clocks differ: so many seconds are forgiven either way. */
 const SKEW = 60;
-/** Milliseconds for which Access's keys are used without asking again. */
-const FRESH = 3_600_000;
-/** A key that is not known is asked for, but not more often than this, whoever makes tokens up. */
-const PATIENCE = 30_000;
-
-interface Keys {
-  fetched: number;
-  byId: Map<string, CryptoKey>;
-}
-
-const cache = new Map<string, Keys>();
-
-const ALGORITHM = { name: "RSASSA-PKCS1-v1_5", hash: "SHA-256" };
+const rings = new Map<string, Keyring>();
 
 /** Every request that is not for a public route: `undefined` lets it pass. */
 export async function guard(request: Request, env: Env): Promise<Response | undefined> {
@@ -63,8 +46,8 @@ function tokenOf(request: Request): string | undefined {
 /** For the container: an agent that was talked into it could use its owner's login for `/_admin`. */
 export function withoutLogin(given: Headers): Headers {
   const headers = new Headers(given);
-  headers.delete("Cf-Access-Jwt-Assertion");
-  const cookies = (headers.get("Cookie") ?? "").split(/;\s*/).filter((cookie) => cookie && !/^CF_(Authorization|AppSession|Binding)=/.test(cookie));
+  for (const name of [...headers.keys()]) if (/^cf-access-/i.test(name)) headers.delete(name);
+  const cookies = (headers.get("Cookie") ?? "").split(/;\s*/).filter((cookie) => cookie && !/^CF_(Authorization|AppSession|Binding|Session)/i.test(cookie));
   if (cookies.length > 0) headers.set("Cookie", cookies.join("; "));
   else headers.delete("Cookie");
   return headers;
@@ -77,13 +60,13 @@ export function withoutLogin(given: Headers): Headers {
  *
  * @throws Refused when the token is not good; anything else when that cannot be told.
  */
-export async function verify(token: string, team: string, audience: string, now = Date.now() / 1000): Promise<Identity> {
+export async function verify(token: string, team: string, audience: string, now = Date.now() / 1000): Promise<void> {
   const [head, body, signature, rest] = token.split(".");
   if (!head || !body || !signature || rest !== undefined) throw new Refused("It is not a token.");
   const header = decode(head);
   if (header.alg !== "RS256") throw new Refused("It is not signed with RS256.");
   const issuer = issuerOf(team);
-  const key = typeof header.kid === "string" ? await keyOf(issuer, header.kid) : undefined;
+  const key = typeof header.kid === "string" ? await keysOf(issuer).key(header.kid) : undefined;
   if (!key) throw new Refused("It is signed with a key that Cloudflare Access does not have.");
   const signed = new TextEncoder().encode(`${head}.${body}`);
   if (!(await crypto.subtle.verify(ALGORITHM, key, bytes(signature), signed))) throw new Refused("Its signature is wrong.");
@@ -96,7 +79,6 @@ export async function verify(token: string, team: string, audience: string, now 
     if (start !== undefined && !(typeof start === "number" && start - SKEW <= now)) throw new Refused("It is not valid yet.");
   }
   if (typeof claims.sub !== "string") throw new Refused("It names nobody.");
-  return { sub: claims.sub, email: typeof claims.email === "string" ? claims.email : undefined };
 }
 
 /** The team may be given as `myteam`, as its domain, or as its URL. */
@@ -105,32 +87,10 @@ function issuerOf(team: string): string {
   return `https://${domain.includes(".") ? domain : `${domain}.cloudflareaccess.com`}`;
 }
 
-async function keyOf(issuer: string, id: string): Promise<CryptoKey | undefined> {
-  let keys = cache.get(issuer);
-  const age = keys ? Date.now() - keys.fetched : Infinity;
-  if (!keys || age > FRESH || (!keys.byId.has(id) && age > PATIENCE)) {
-    try {
-      keys = await fetchKeys(issuer);
-      cache.set(issuer, keys);
-    } catch (error) {
-      // Keys are not withdrawn within hours; an outage of Access need not lock its users out.
-      if (!keys) throw error;
-    }
-  }
-  return keys.byId.get(id);
-}
-
-async function fetchKeys(issuer: string): Promise<Keys> {
-  const answer = await fetch(`${issuer}/cdn-cgi/access/certs`, { signal: AbortSignal.timeout(10_000) });
-  if (!answer.ok) throw new Error(`${issuer} answers ${answer.status}`);
-  const { keys } = await answer.json<{ keys: (JsonWebKey & { kid: string })[] }>();
-  const imported = keys
-    .filter((key) => key.kty === "RSA")
-    .map(async ({ kid, kty, n, e }) => {
-      const key = await crypto.subtle.importKey("jwk", { kty, n, e, alg: "RS256" }, ALGORITHM, false, ["verify"]);
-      return [kid, key] as const;
-    });
-  return { fetched: Date.now(), byId: new Map(await Promise.all(imported)) };
+function keysOf(issuer: string): Keyring {
+  const ring = rings.get(issuer) ?? new Keyring(`${issuer}/cdn-cgi/access/certs`);
+  rings.set(issuer, ring);
+  return ring;
 }
 
 function decode(part: string): Record<string, unknown> {

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { createHmac, generateKeyPairSync } from "node:crypto";
 import { test } from "node:test";
-import { access, AUDIENCE, Engine, start, TEAM } from "./harness.mjs";
+import { access, AUDIENCE, Engine, eventually, start, TEAM } from "./harness.mjs";
 
 const nobody = () => new Engine(() => assert.fail("nothing may start a container"));
 /** A route behind the login that asks nothing of the container. */
@@ -79,8 +79,10 @@ test("keys that cannot be had lock out, and keys that were had go on", async (t)
   login.jwks = undefined;
   const worker = await start(t, { engine: nobody(), login });
   assert.equal((await worker.asLogin(ROUTE)).status, 503);
+  assert.equal((await worker.asLogin(ROUTE)).status, 503);
+  assert.equal(login.asked, 1, "it is left in peace for a while");
   login.jwks = jwks;
-  assert.equal((await worker.asLogin(ROUTE)).status, 200);
+  await eventually("the keys", async () => (await worker.asLogin(ROUTE)).status === 200 || undefined);
   login.jwks = undefined;
   assert.equal((await worker.asLogin(ROUTE)).status, 200);
 });
