@@ -1,7 +1,7 @@
 import type { Env } from "./env";
 import type { Event } from "./journal";
 import { problem } from "./problem";
-import { prove, Unproven } from "./webhook";
+import { claim, prove, Unproven } from "./webhook";
 
 /** An event is a few hundred bytes. */
 const LARGEST = 1 << 20;
@@ -11,12 +11,13 @@ export async function receive(request: Request, env: Env): Promise<Response> {
   if (request.method !== "POST") return problem(405, "POST an event", undefined, { Allow: "POST" });
   const secret = env.MOLTINIT_CALLBACK_SECRET;
   if (!secret) return problem(503, "Not set up", "MOLTINIT_CALLBACK_SECRET is not set.");
-  if (Number(request.headers.get("Content-Length")) > LARGEST) return problem(413, "An event is not that large");
-  const body = await request.text();
-  if (body.length > LARGEST) return problem(413, "An event is not that large");
   try {
-    const { id } = await prove(body, request.headers, secret);
-    const event = parse(body, id);
+    const claimed = claim(request.headers);
+    const body = await bounded(request.body, LARGEST);
+    if (!body) return problem(413, "An event is not that large");
+    await prove(claimed, body, secret);
+    const { id } = claimed;
+    const event = parse(new TextDecoder().decode(body), id);
     if (!event) return problem(400, "This is signed, but it is no event");
     const fresh = await journal(env).receive(event);
     return Response.json({ id, received: fresh ? "first" : "again" });
@@ -24,6 +25,20 @@ export async function receive(request: Request, env: Env): Promise<Response> {
     if (error instanceof Unproven) return problem(401, "Refused", error.message);
     throw error;
   }
+}
+
+/** All of a body; `undefined`, and not all of it is read, if it is larger than it may be. */
+async function bounded(stream: ReadableStream<Uint8Array> | null, largest: number): Promise<Uint8Array | undefined> {
+  const chunks: Uint8Array[] = [];
+  let size = 0;
+  for await (const chunk of stream ?? []) {
+    size += chunk.byteLength;
+    if (size > largest) return undefined;
+    chunks.push(chunk);
+  }
+  const body = new Uint8Array(size);
+  chunks.reduce((at, chunk) => (body.set(chunk, at), at + chunk.byteLength), 0);
+  return body;
 }
 
 export const journal = (env: Env) => env.Journal.getByName("events");

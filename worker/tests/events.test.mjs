@@ -1,5 +1,6 @@
 // Callbacks: only what moltinit signed is kept, once each, and what is missing shows.
 import assert from "node:assert/strict";
+import { request } from "node:http";
 import { test } from "node:test";
 import { Engine, signed, start } from "./harness.mjs";
 
@@ -33,7 +34,7 @@ test("a signed event is kept, and a repetition is known as one", async (t) => {
 });
 
 test("what is not proven is refused and leaves nothing", async (t) => {
-  const { send, post, kept } = await setUp(t);
+  const { worker, send, post, kept } = await setUp(t);
   const good = event(1);
   const body = JSON.stringify(good);
   const headers = signed(good.id, body);
@@ -69,6 +70,23 @@ test("what is not proven is refused and leaves nothing", async (t) => {
     const text = JSON.stringify(event(1, { data: { text: "x".repeat(2 << 20) } }));
     assert.equal((await send(text, signed(good.id, text))).status, 413);
   });
+  await t.test("a body that never ends is read no further than an event could go, and without headers not at all", async () => {
+    for (const [given, expected] of [[headers, 413], [{}, 401]]) {
+      // It is answered while it still sends, or cut off.
+      const answer = await new Promise((done, fail) => {
+        const sending = request(new URL("/_moltinit/events", worker.url), { method: "POST", headers: given }, (answer) => (done(answer), sending.destroy()));
+        sending.on("error", () => done(undefined));
+        let chunks = 0;
+        const more = () => {
+          if (sending.destroyed) return;
+          if ((chunks += 1) > 512) fail(new Error("all of it is read"));
+          else sending.write(Buffer.alloc(1 << 16), () => setImmediate(more));
+        };
+        more();
+      });
+      if (answer) assert.equal(answer.statusCode, expected);
+    }
+  });
   const { events, boots } = await kept();
   assert.deepEqual([events, boots], [[], []]);
 });
@@ -97,6 +115,29 @@ test("order is kept, and a gap shows until it is filled", async (t) => {
   await post(event(3, { id: `${next}-00000003`, boot: next, type: "events.dropped", data: { count: 2 } }));
   ({ boots } = await kept());
   assert.deepEqual(boots.map(({ boot, missing, dropped }) => [boot, missing, dropped]), [[next, 2, 2], [BOOT, 0, 0]]);
+});
+
+test("a repetition is known as one, however much has come since", async (t) => {
+  const { worker, kept } = await setUp(t);
+  // Past the door, for there are many.
+  const { Journal } = await worker.miniflare.getBindings();
+  const receive = (seqs) => Journal.getByName("events").receiveAll(seqs.map((seq) => event(seq)));
+  const range = (from, to) => Array.from({ length: to - from }, (_, index) => from + index);
+  await receive(range(1, 5_101));
+  assert.deepEqual(await receive([1, 50, 5_100]), [false, false, false]);
+  let [boot] = (await kept()).boots;
+  assert.deepEqual([boot.last, boot.received, boot.missing], [5_100, 5_100, 0]);
+
+  // A gap: what fills it is new, once; and what came past it is not.
+  assert.deepEqual(await receive([5_102, 5_103, 5_102, 5_101, 5_101, 5_103]), [true, true, false, true, false, false]);
+  [boot] = (await kept()).boots;
+  assert.deepEqual([boot.last, boot.received, boot.missing, boot.late], [5_103, 5_103, 0, 1]);
+
+  // One that is never filled is given up, and stays missing.
+  await receive(range(5_105, 6_200));
+  assert.deepEqual(await receive([5_105, 6_199]), [false, false]);
+  [boot] = (await kept()).boots;
+  assert.deepEqual([boot.last, boot.missing], [6_199, 1]);
 });
 
 test("the same event twice at once is kept once", async (t) => {
