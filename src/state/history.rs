@@ -4,7 +4,7 @@
 //! `.from.` and its base if it has one; a group is a hundred commits, so that no listing is long.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -45,6 +45,8 @@ pub struct History {
 #[derive(Default)]
 struct Seen {
     generations: Generations,
+    /// Of generations that were asked about, the first commit that is encrypted.
+    sealed: BTreeMap<Ulid, Option<CommitId>>,
     /// Each time that somebody looked through the history to prune it.
     pruned: BTreeSet<Ulid>,
 }
@@ -319,8 +321,55 @@ impl History {
         Ok((opened.info.clone(), opened.size()))
     }
 
+    /// Opens a commit. With a key none is taken that is not encrypted, but those from before any was: who can write
+    /// to the store cannot add to it, nor take what was added for the agent's.
     pub(super) fn opened(&self, id: CommitId) -> Result<Opened<'_>, ReadError> {
+        let opened = self.opened_as_it_is(id)?;
+        if self.key.is_some() && !opened.is_sealed() && self.is_sealed_before(id)? {
+            return Err(self.not_sealed(id));
+        }
+        Ok(opened)
+    }
+
+    fn opened_as_it_is(&self, id: CommitId) -> Result<Opened<'_>, ReadError> {
         Opened::open(self.get(id)?, id, self.key.as_ref())
+    }
+
+    fn not_sealed(&self, id: CommitId) -> ReadError {
+        ReadError::damaged(&self.object(id).unwrap_or_else(|| id.to_string()), Damage::NotSealed)
+    }
+
+    /// Whether a commit older than `id` is encrypted.
+    fn is_sealed_before(&self, id: CommitId) -> Result<bool, ReadError> {
+        let generations = self.generations().into_keys();
+        for generation in generations.take_while(|generation| *generation <= id.generation) {
+            if self.first_sealed(generation)?.is_some_and(|first| first < id) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn first_sealed(&self, generation: Ulid) -> Result<Option<CommitId>, ReadError> {
+        if let Some(known) = self.lock().sealed.get(&generation) {
+            return Ok(*known);
+        }
+        let found = Mutex::new(BTreeSet::new());
+        parallel::for_each(&self.commits(generation)?, || {
+            |id: &CommitId| match self.opened_as_it_is(*id) {
+                Ok(opened) => {
+                    if opened.is_sealed() {
+                        found.lock().unwrap_or_else(PoisonError::into_inner).insert(*id);
+                    }
+                    Ok(())
+                }
+                Err(ReadError::Store(error)) => Err(error),
+                Err(_) => Ok(()),
+            }
+        })?;
+        let first = found.into_inner().unwrap_or_else(PoisonError::into_inner).pop_first();
+        self.lock().sealed.insert(generation, first);
+        Ok(first)
     }
 
     /// Reads the tree of a commit, checked to be one that can be put on a disk.
@@ -330,6 +379,9 @@ impl History {
             None => (Tree::new(), Vec::new()),
             Some(checkpoint) => {
                 let checkpoint = self.opened(checkpoint)?;
+                if opened.is_sealed() && !checkpoint.is_sealed() {
+                    return Err(self.not_sealed(id));
+                }
                 if checkpoint.info.checkpoint.is_some() {
                     let damage = Damage::Malformed("its checkpoint is a delta".to_owned());
                     return Err(ReadError::damaged(&id.to_string(), damage));

@@ -83,6 +83,18 @@ class Store:
             found += [f"{generation}-{name[:-4]}" for name in names if re.fullmatch(r"\d{8,}\.seg", name)]
         return sorted(found, key=lambda commit: int(commit.split("-")[1]))
 
+    def is_sealed_before(self, commit):
+        for generation in sorted(self.dirs):
+            for older in self.commits(generation):
+                if (generation, int(older.split("-")[1])) >= (commit[:26], int(commit.split("-")[1])):
+                    return False
+                try:
+                    if Segment(self, older).key:
+                        return True
+                except (Bad, OSError):
+                    pass
+        return False
+
     def tip(self, generations):
         based = [g for g in generations if self.bases[g]]
         if based or not generations:
@@ -183,8 +195,13 @@ class Tree:
         self.store, self.commit, self.entries, self.where, self.open = store, commit, {}, {}, {}
         segment = Segment(store, commit)
         if "checkpoint" in segment.info:
-            self.apply(Segment(store, segment.info["checkpoint"]))
+            checkpoint = Segment(store, segment.info["checkpoint"])
+            if segment.key and not checkpoint.key:
+                raise Bad(f"{commit}: its checkpoint is not encrypted")
+            self.apply(checkpoint)
         self.apply(segment)
+        if store.key and not segment.key and store.is_sealed_before(commit):
+            raise Bad(f"{commit}: it is not encrypted, though older commits are")
         for path, entry in self.entries.items():
             parts = path.split(b"/")
             if any(part in (b"", b".", b"..") or b"\0" in part for part in parts):

@@ -41,6 +41,9 @@ pub enum Damage {
     Malformed(String),
     #[error("its tree is not one to restore: {0}")]
     Tree(#[from] BadTree),
+    /// Whoever wrote it did not have the key.
+    #[error("it is not encrypted, though an older snapshot is: it was not written with this key")]
+    NotSealed,
     #[error("chunk {0} of it does not match its hash")]
     Chunk(Hash),
     #[error("it cannot be read: {0}")]
@@ -144,6 +147,11 @@ impl<'k> Opened<'k> {
             trailer,
             info,
         })
+    }
+
+    /// Whether it is encrypted, and so was written by somebody who has the key.
+    pub fn is_sealed(&self) -> bool {
+        self.key.is_some()
     }
 
     pub fn size(&self) -> u64 {
@@ -272,10 +280,10 @@ impl Window {
 /// A chunk's plain bytes from its stored ones, checked against its hash.
 pub fn chunk(stored: &[u8], chunk: &Chunk, key: Option<&Key>) -> Result<Vec<u8>, Damage> {
     let raw = chunk.raw_len as usize;
-    match unpack(stored, CHUNK, raw, key) {
-        Some(plain) if Hash::of(&plain) == chunk.hash => Ok(plain),
-        _ => Err(Damage::Chunk(chunk.hash)),
-    }
+    let unpacked = |key| unpack(stored, CHUNK, raw, key).filter(|plain| Hash::of(plain) == chunk.hash);
+    // One from before the store was encrypted is as it was, and the hash vouches for it.
+    let before = || key.and_then(|_| unpacked(None));
+    unpacked(key).or_else(before).ok_or(Damage::Chunk(chunk.hash))
 }
 
 /// Most bytes that a chunk or block of `raw` plain bytes takes when compressed and sealed.

@@ -294,6 +294,53 @@ fn a_wrong_key_is_no_damage_and_names_show_nowhere() {
     restored(kit.recover_to("back"));
 }
 
+#[test]
+fn encryption_may_begin_later_and_from_then_on_nothing_plain_is_taken() {
+    let key = Key::derive("right", "default");
+    let mut kit = Kit::new();
+    kit.write("file", b"from before");
+    kit.write("kept", b"from before too");
+    let plain = kit.commit();
+    let unsealed = kit.history.store().clone();
+    let without_key = || super::history::History::open(unsealed.clone(), "default", None).unwrap();
+    kit.history = super::history::History::open(unsealed.clone(), "default", Some(key)).unwrap();
+    kit.reboot();
+    assert_eq!(kit.head.id(), Some(plain));
+    kit.write("file", b"sealed");
+    let sealed = kit.commit();
+    kit.write("file", b"sealed again");
+    let delta = kit.commit();
+    let (head, _, passed) = restored(kit.recover_to("back"));
+    assert_eq!((head.id(), passed), (Some(delta), vec![]));
+    assert_eq!(picture(&kit.live()), picture(&kit.path("back")));
+    // What was there before is, and is restored when it is asked for.
+    assert!(kit.reopened().load(plain).is_ok());
+    // Somebody without the key adds a generation, which would be the one to follow.
+    let mut other = Kit::new();
+    other.history = without_key();
+    other.generation = other.history.begin(ulid::Ulid::generate(), Some(delta));
+    other.write("file", b"not the agent's");
+    let forged = other.commit();
+    let (head, _, passed) = restored(kit.recover_to("back"));
+    assert_eq!(head.id(), Some(delta));
+    assert_eq!(passed[0].id, forged);
+    assert!(passed[0].why.contains("not encrypted"), "{passed:?}");
+    // Or puts a tree of their own below a delta.
+    let head = Head::default();
+    let mut writer = SegmentWriter::new(&head, &kit.path("spool"), sealed, None).unwrap();
+    let tree = kit::scan(&other.live(), &mut writer);
+    let segment = writer
+        .finish(
+            meta(sealed, None, Reason::Change),
+            super::diff::delta(&Tree::new(), &tree),
+        )
+        .unwrap();
+    fs::remove_file(kit.object_path(sealed)).unwrap();
+    without_key().commit(&segment).unwrap();
+    let error = kit.reopened().load(delta).unwrap_err();
+    assert!(error.to_string().contains("not encrypted"), "{error}");
+}
+
 /// Makes an object one of a later version of the format, as that version would.
 fn make_newer(path: &std::path::Path) {
     use sha2::{Digest, Sha256};
