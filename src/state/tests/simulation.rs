@@ -17,11 +17,11 @@ use crate::{
         chunk,
         compact::compact,
         head::Head,
-        history::{Generation, History},
+        history::{Generation, History, Infos},
         lineage::Stretch,
         model::{Delta, Entry, Extent, Kind, Meta, Reason},
         prune::{Own, Pruned, Pruner, Writing},
-        retain::Record,
+        retain::{self, Record, Records},
         segment::{Segment, SegmentWriter, line::extents_of},
     },
     store::memory::{self, Bucket},
@@ -56,6 +56,7 @@ struct Agent {
     tail: Vec<u8>,
     session: u64,
     commits: u64,
+    pruned: Timestamp,
 }
 
 impl Agent {
@@ -75,6 +76,7 @@ impl Agent {
             tail: Vec::new(),
             session: 0,
             commits: 0,
+            pruned: now,
         };
         let pages = agent.bytes(PAGES as usize * PAGE);
         agent.commit(|writer| {
@@ -154,6 +156,7 @@ impl Agent {
             generation: self.generation.id(),
             needs: self.head.needs(),
         });
+        self.pruned = self.now;
         self.pruner.prune(Some(&own), self.now).unwrap()
     }
 
@@ -193,29 +196,51 @@ impl Agent {
         });
     }
 
-    /// What is in the store, what of it the present tree uses, what all kept commits use (each chunk once).
+    /// What is in the store, what of it the present tree uses, and all kept commits (each chunk once). Every one
+    /// that retention keeps has to be there, with all it needs.
     fn figures(&self) -> Figures {
-        let bucket = self.bucket.lock().unwrap();
-        let (objects, stored) = (
-            bucket.objects.len(),
-            bucket.objects.values().map(|object| object.len() as u64).sum(),
-        );
-        drop(bucket);
-        let (listed, problems) = self.history.list().unwrap();
+        let mut ids = Vec::new();
+        for generation in self.history.generations().into_keys() {
+            ids.extend(self.history.commits(generation).unwrap());
+        }
+        let Infos { read, problems } = self.history.infos(&ids).unwrap();
         assert!(problems.is_empty());
+        let records: Records = read
+            .into_iter()
+            .map(|(info, size)| (info.meta.id, Record::new(&info.meta, info.needs().collect(), size)))
+            .collect();
+        let kept = retain::kept(&records, &self.history.line().unwrap(), self.pruned);
+        let heads: Vec<Head> = kept.iter().map(|id| self.history.load(*id).unwrap()).collect();
+        let trees = kept.iter().map(|id| self.history.opened(*id).unwrap().tree_len());
+        let described = trees.sum();
+        let bucket = self.bucket.lock().unwrap();
         let mut chunks = HashMap::new();
-        for listed in listed {
-            // Those that retention has dropped, and only their objects are left, may have lost others' chunks.
-            if let Ok(head) = self.history.load(listed.meta.id) {
-                chunks.extend(head.chunks().map(|chunk| (chunk.hash, u64::from(chunk.at.len))));
-            }
+        for chunk in heads.iter().flat_map(Head::chunks) {
+            let object = self.history.object(chunk.at.commit).unwrap();
+            let object = bucket.objects.get(&object).expect("an object that a kept commit needs");
+            assert!(chunk.at.offset + u64::from(chunk.at.len) <= object.len() as u64);
+            chunks.insert(chunk.hash, u64::from(chunk.at.len));
         }
         Figures {
-            objects,
-            stored,
+            objects: bucket.objects.len(),
+            stored: bucket.objects.values().map(|object| object.len() as u64).sum(),
             live: self.head.objects().values().map(|holding| holding.live).sum(),
             of_head: self.head.objects().values().map(|holding| holding.size).sum(),
             used: chunks.values().sum(),
+            described,
+            kept: kept.len(),
+        }
+    }
+
+    /// A turn of a conversation.
+    fn turn(&mut self, steps: u32) {
+        if self.random.random_ratio(1, 8) {
+            self.session += 1;
+            self.tail.clear();
+        }
+        for _ in 0..steps {
+            self.step();
+            self.pass(5);
         }
     }
 }
@@ -227,6 +252,17 @@ struct Figures {
     live: u64,
     of_head: u64,
     used: u64,
+    /// What the kept commits say of their trees.
+    described: u64,
+    kept: usize,
+}
+
+impl Figures {
+    fn check(&self) {
+        assert!(self.objects < 3000, "{self:?}");
+        assert!(self.of_head <= 2 * self.live + (8 << 20), "{self:?}");
+        assert!(self.stored <= 3 * (self.used + self.described), "{self:?}");
+    }
 }
 
 fn ulid(now: Timestamp) -> Ulid {
@@ -278,14 +314,7 @@ fn a_year_of_a_busy_agent_stays_small_and_cheap() {
         let begun = agent.now;
         for _hour in 0..if day % 7 < 5 { 8 } else { 2 } {
             for _turn in 0..2 {
-                if agent.random.random_ratio(1, 8) {
-                    agent.session += 1;
-                    agent.tail.clear();
-                }
-                for _step in 0..6 {
-                    agent.step();
-                    agent.pass(5);
-                }
+                agent.turn(6);
                 agent.pass(HOUR / 2 - 30);
             }
             let pruned = agent.prune();
@@ -309,12 +338,37 @@ fn a_year_of_a_busy_agent_stays_small_and_cheap() {
                 "{operations} operations for {commits} commits"
             );
             assert!(dollars < 1.0, "{dollars} USD");
-            assert!(figures.objects < 2000, "{figures:?}");
-            assert!(figures.of_head <= 2 * figures.live + (8 << 20), "{figures:?}");
-            assert!(figures.stored <= 3 * figures.used, "{figures:?}");
+            figures.check();
         }
         agent.pass(24 * HOUR - agent.now.duration_since(begun).as_secs());
     }
     let line: Vec<Stretch> = agent.history.line().unwrap();
     assert_eq!(line[0].generation, agent.generation.id());
+}
+
+#[test]
+fn days_of_thousands_of_commits_stay_small_and_can_all_be_restored() {
+    let mut agent = Agent::new();
+    for _day in 0..2 {
+        agent.boot();
+        let begun = agent.now;
+        let (charged, counted) = (agent.bucket.lock().unwrap().class_a, agent.commits);
+        for _hour in 0..8 {
+            for _turn in 0..8 {
+                agent.turn(50);
+                agent.pass(HOUR / 8 - 250);
+            }
+            agent.prune();
+        }
+        let operations = agent.bucket.lock().unwrap().class_a - charged;
+        let commits = agent.commits - counted;
+        assert!(
+            commits > 3000 && operations <= 4 * commits,
+            "{operations} operations for {commits} commits"
+        );
+        let figures = agent.figures();
+        println!("{commits} commits a day, {operations} operations, {figures:?}");
+        figures.check();
+        agent.pass(24 * HOUR - agent.now.duration_since(begun).as_secs());
+    }
 }
