@@ -69,6 +69,8 @@ pub enum Event {
         service: String,
         state: ServiceState,
         pid: Option<i32>,
+        /// That nobody asked for.
+        restarts: u32,
         why: Option<String>,
     },
     ServiceStarted {

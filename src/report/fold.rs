@@ -145,6 +145,7 @@ pub fn fold(mut status: Status, event: &Event, now: Timestamp) -> Status {
             service,
             state,
             pid,
+            restarts,
             why,
         } => {
             let entry = entry(&mut status, service, now);
@@ -153,6 +154,7 @@ pub fn fold(mut status: Status, event: &Event, now: Timestamp) -> Status {
             }
             entry.state = state;
             entry.pid = pid;
+            entry.restarts = restarts;
             entry.memory_bytes = entry.memory_bytes.filter(|_| pid.is_some());
             entry.why = why;
         }
@@ -194,6 +196,7 @@ fn entry(status: &mut Status, service: String, now: Timestamp) -> &mut Service {
         pid: None,
         why: None,
         starts: 0,
+        restarts: 0,
         ready_after_ms: None,
         last_exit: None,
         memory_bytes: None,

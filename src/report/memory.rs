@@ -8,9 +8,7 @@ use crate::supervise::memory::{Accounts, Usage};
 /// As of now. A figure that the kernel does not give is 0. Without a limit of the container's own, the machine is what
 /// there is.
 pub fn measure() -> Memory {
-    let usage = Accounts::find("/")
-        .usage()
-        .or_else(|| Accounts::of_machine("/").usage());
+    let usage = Accounts::find("/").usage();
     let Usage { used, limit } = usage.unwrap_or(Usage { used: 0, limit: 0 });
     Memory {
         moltinit_bytes: resident(),

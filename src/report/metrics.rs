@@ -380,6 +380,7 @@ mod tests {
                 service: "gateway".into(),
                 state: ServiceState::Ready,
                 pid: None,
+                restarts: 0,
                 why: None,
             },
             now,

@@ -94,6 +94,8 @@ pub struct Service {
     pub pid: Option<i32>,
     pub why: Option<String>,
     pub starts: u64,
+    /// That nobody asked for.
+    pub restarts: u32,
     /// From start to ready, the last time.
     pub ready_after_ms: Option<u64>,
     pub last_exit: Option<Exit>,

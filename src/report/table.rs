@@ -130,7 +130,7 @@ fn row(name: &str, service: &Service) -> [String; 7] {
         word(&service.state),
         age(service.since_seconds),
         service.pid.map_or_else(dash, |pid| pid.to_string()),
-        service.starts.saturating_sub(1).to_string(),
+        service.restarts.to_string(),
         service.memory_bytes.map_or_else(dash, size),
         service.last_exit.as_ref().map_or_else(dash, exit),
     ]
@@ -382,6 +382,7 @@ mod tests {
                 service: "gateway".into(),
                 state: ServiceState::CrashLoop,
                 pid: None,
+                restarts: 6,
                 why: Some("6 restarts within 2m".into()),
             },
         ];
@@ -394,7 +395,7 @@ mod tests {
         assert!(text.contains("not ready: restore, gateway, store"), "{text}");
         assert!(
             text.contains(
-                "gateway  crash loop  0s     -    0         -       SIGKILL, out of memory, 2026-11-23 12:00:00Z"
+                "gateway  crash loop  0s     -    6         -       SIGKILL, out of memory, 2026-11-23 12:00:00Z"
             ),
             "{text}"
         );

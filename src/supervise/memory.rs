@@ -5,8 +5,10 @@ use std::{fs, path::PathBuf};
 /// Where this container's memory is accounted for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accounts {
-    root: PathBuf,
+    dir: PathBuf,
     kind: Kind,
+    /// Of the machine, for where the container itself has no limit; `/` but for tests.
+    root: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,23 +55,24 @@ impl Accounts {
             Kind::CgroupV1 => dir.join("memory.limit_in_bytes").exists(),
             Kind::Machine => false,
         });
-        match found {
-            Some((kind, root)) => Accounts { root, kind },
-            None => Accounts::of_machine(root),
-        }
+        let (kind, dir) = found.unwrap_or((Kind::Machine, root.clone()));
+        Accounts { dir, kind, root }
     }
 
-    /// Those of the machine below `root`, whatever the container's own limit.
-    pub fn of_machine(root: impl Into<PathBuf>) -> Self {
-        Accounts {
-            root: root.into(),
-            kind: Kind::Machine,
-        }
-    }
-
-    /// What is used of what there may be; without what the kernel can take back. `None` without a limit of any kind.
+    /// What is used of what there may be; without what the kernel can take back. A container without a limit of its own
+    /// has the machine's. `None` if the kernel does not say.
     pub fn usage(&self) -> Option<Usage> {
-        match self.kind {
+        self.usage_of(self.kind).or_else(|| {
+            let machine = Accounts {
+                dir: self.root.clone(),
+                ..self.clone()
+            };
+            machine.usage_of(Kind::Machine)
+        })
+    }
+
+    fn usage_of(&self, kind: Kind) -> Option<Usage> {
+        match kind {
             Kind::CgroupV2 => {
                 let limit = self.number("memory.max")?;
                 let reclaimable = self.keyed("memory.stat", "inactive_file").unwrap_or(0);
@@ -105,11 +108,11 @@ impl Accounts {
     }
 
     fn number(&self, file: &str) -> Option<u64> {
-        fs::read_to_string(self.root.join(file)).ok()?.trim().parse().ok()
+        fs::read_to_string(self.dir.join(file)).ok()?.trim().parse().ok()
     }
 
     fn keyed(&self, file: &str, key: &str) -> Option<u64> {
-        let text = fs::read_to_string(self.root.join(file)).ok()?;
+        let text = fs::read_to_string(self.dir.join(file)).ok()?;
         text.lines().find_map(|line| {
             let (name, value) = line.split_once(char::is_whitespace)?;
             let value = value.split_ascii_whitespace().next()?;
@@ -164,10 +167,12 @@ mod tests {
             ("sys/fs/cgroup/memory.current", "900\n"),
             ("sys/fs/cgroup/memory.stat", "anon 1\ninactive_file 200\n"),
             ("sys/fs/cgroup/memory.events", "low 0\noom 5\noom_kill 3\n"),
+            ("proc/meminfo", "MemTotal: 100 kB\nMemAvailable: 40 kB\n"),
         ]);
         assert_eq!(usage(dir.path()), (Some((700, 1000)), 3));
         fs::write(dir.path().join("sys/fs/cgroup/memory.max"), "max\n").unwrap();
-        assert_eq!(usage(dir.path()), (None, 3));
+        let machines = Some((60 * 1024, 100 * 1024));
+        assert_eq!(usage(dir.path()), (machines, 3), "there is no other limit");
     }
 
     #[test]

@@ -240,8 +240,13 @@ impl Task {
             return;
         };
         run.oom_kills = self.common.accounts.oom_kills();
-        self.memory = Some(used);
-        self.publish();
+        if self.memory.replace(used) != Some(used) {
+            self.publish();
+            self.common.events.emit(Event::ServiceMeasured {
+                service: self.service.name.clone(),
+                memory: used,
+            });
+        }
         let is_up = matches!(self.machine.state(), ServiceState::Running | ServiceState::Ready);
         if let Some(limit) = self.service.memory_max.filter(|limit| used > *limit && is_up) {
             self.common.events.emit(Event::MemoryPressure {
@@ -342,6 +347,7 @@ impl Task {
             service,
             state,
             pid,
+            restarts: self.machine.restarts(),
             why,
         });
     }

@@ -265,6 +265,7 @@ async fn probes_follow_the_boot_and_need_no_token() {
         service: "gateway".into(),
         state: ServiceState::Ready,
         pid: Some(1),
+        restarts: 0,
         why: None,
     });
     world.report.carry().await;

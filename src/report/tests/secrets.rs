@@ -87,6 +87,7 @@ async fn secretive(dir: &Path) {
         service: "gateway".into(),
         state: ServiceState::CrashLoop,
         pid: None,
+        restarts: 0,
         why: Some(why()),
     });
     events.emit(Event::BrowserFailed {
