@@ -45,7 +45,7 @@ pub fn of(service: &Service) -> Option<u16> {
                 Ok(addr) => Some(addr.port()).filter(|_| is_local(addr.ip())),
                 Err(_) => addr.strip_prefix("localhost:")?.parse().ok(),
             },
-            Check::Command { .. } | Check::Notify { .. } => None,
+            Check::Command { .. } | Check::Notify { .. } | Check::Keeper => None,
         })
 }
 
@@ -71,10 +71,7 @@ pub async fn free(port: u16, service: &str) {
             .into_iter()
             .partition(|holder| may_be_ended(holder, service, &table));
         for holder in others.iter().filter(|holder| told.insert(holder.pid)) {
-            let whose = holder
-                .mark
-                .as_deref()
-                .map_or_else(String::new, |of| format!(" of {of}"));
+            let whose = table.mark_of(holder).map_or_else(String::new, |of| format!(" of {of}"));
             warn!(
                 service,
                 "port {port} is held by {} ({}){whose}, which is not this service's to end", holder.name, holder.pid
@@ -105,7 +102,7 @@ pub async fn free(port: u16, service: &str) {
 /// As PID 1 everything in the namespace is ours to end but ourselves and what belongs to another service.
 fn may_be_ended(holder: &Process, service: &str, table: &Table) -> bool {
     let below = table.me == Pid::from_raw(1) || table.is_ours(holder);
-    holder.pid != table.me && below && holder.mark.as_deref().is_none_or(|mark| mark == service)
+    holder.pid != table.me && below && table.mark_of(holder).is_none_or(|mark| mark == service)
 }
 
 /// The inodes of the sockets that listen on a port.
@@ -168,6 +165,39 @@ mod tests {
         assert_eq!(port(tcp("localhost:5")), Some(5));
         assert_eq!(port(tcp("[::]:5")), Some(5));
         assert_eq!(port(tcp("10.0.0.1:5")), None);
+    }
+
+    /// The mark is read of our own children alone; what they have started is theirs.
+    #[test]
+    fn what_another_service_has_started_is_not_to_be_ended() {
+        let process = |pid, parent, mark: Option<&str>| Process {
+            pid: Pid::from_raw(pid),
+            parent: Pid::from_raw(parent),
+            group: Pid::from_raw(pid),
+            session: Pid::from_raw(pid),
+            started: 1,
+            resident: 1,
+            name: "p".into(),
+            mark: mark.map(str::to_owned),
+            score: None,
+        };
+        let table = Table {
+            me: Pid::from_raw(1),
+            processes: vec![
+                process(1, 0, None),
+                process(2, 1, Some("a")),
+                process(3, 2, None),
+                process(4, 1, Some("b")),
+                process(5, 4, None),
+                process(6, 5, None),
+                process(7, 1, None),
+            ],
+        };
+        let ended = |pid| may_be_ended(table.get(Pid::from_raw(pid)).unwrap(), "a", &table);
+        assert_eq!(
+            [1, 2, 3, 4, 5, 6, 7].map(ended),
+            [false, true, true, false, false, false, true]
+        );
     }
 
     #[tokio::test]

@@ -1,6 +1,11 @@
 //! The processes there are, as `/proc` has them.
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use nix::unistd::{Pid, SysconfVar, getpid, sysconf};
 
@@ -11,6 +16,8 @@ pub const MARK: &str = "MOLTINIT_SERVICE";
 
 /// Reading `/proc` takes milliseconds, but a process that hangs in a page fault can block who reads its environment.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// A thread hangs so. While one does no other is put at risk.
+static HANGS: AtomicBool = AtomicBool::new(false);
 
 /// One process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,12 +50,19 @@ impl Table {
     /// # Errors
     /// `/proc` is not mounted, or cannot be read in time.
     pub async fn read() -> io::Result<Table> {
-        let read = tokio::task::spawn_blocking(|| Table::read_now(true));
-        match tokio::time::timeout(PATIENCE, read).await {
-            Ok(table) => table?,
-            // Without the environments, whose reading may have hung.
-            Err(_) => tokio::task::spawn_blocking(|| Table::read_now(false)).await?,
+        if !HANGS.load(Ordering::Relaxed) {
+            let read = tokio::task::spawn_blocking(|| {
+                let table = Table::read_now(true);
+                HANGS.store(false, Ordering::Relaxed);
+                table
+            });
+            match tokio::time::timeout(PATIENCE, read).await {
+                Ok(table) => return table?,
+                Err(_) => HANGS.store(true, Ordering::Relaxed),
+            }
         }
+        // Without the environments, whose reading hangs.
+        tokio::task::spawn_blocking(|| Table::read_now(false)).await?
     }
 
     fn read_now(with_marks: bool) -> io::Result<Table> {
@@ -84,18 +98,25 @@ impl Table {
 
     /// Whether a process has come from us, however far down.
     pub fn is_ours(&self, process: &Process) -> bool {
-        let mut parent = process.parent;
+        self.child_above(process).is_some()
+    }
+
+    /// The service that a process has come from, as far as environments tell.
+    pub fn mark_of<'t>(&'t self, process: &'t Process) -> Option<&'t str> {
+        self.child_above(process)?.mark.as_deref()
+    }
+
+    /// The child of ours that a process is or has come from, however far down.
+    fn child_above<'t>(&'t self, process: &'t Process) -> Option<&'t Process> {
+        let mut above = process;
         // A table that was read while processes came and went may have a ring in it.
-        for _ in 0..self.processes.len() {
-            if parent == self.me {
-                return true;
+        for _ in 0..=self.processes.len() {
+            if above.parent == self.me {
+                return Some(above);
             }
-            match self.get(parent) {
-                Some(up) => parent = up.parent,
-                None => return false,
-            }
+            above = self.get(above.parent)?;
         }
-        false
+        None
     }
 }
 
