@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    panic::PanicHookInfo,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -71,7 +72,20 @@ pub fn start(log: &Log, mask: Mask) -> io::Result<Flush> {
         registry.with(layer.with_target(false)).try_init()
     };
     debug_assert!(started.is_ok(), "logging was started twice");
+    std::panic::set_hook(Box::new(say_panic));
     Ok(Flush(sender))
+}
+
+/// A panic is a line like any other: without secrets, in the format of the log, and waiting for no reader of stderr.
+fn say_panic(panic: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let place = panic.location().map(ToString::to_string);
+    tracing::error!(
+        thread = thread.name(),
+        place,
+        "panicked: {}",
+        panic.payload_as_str().unwrap_or("no reason is given")
+    );
 }
 
 fn write_lines(receiver: &Receiver<Message>, dropped: &AtomicU64, mut out: impl Write) {

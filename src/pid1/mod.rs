@@ -22,5 +22,5 @@ pub use launch::Stdio;
 pub use lookup::NotFound;
 pub use reaper::Child;
 pub use role::{Role, take_role};
-pub use spawner::{Output, RunError, Spawn, SpawnError, Spawner};
+pub use spawner::{Output, RunError, Spawn, SpawnError, Spawner, pipe};
 pub use wait::Exit;

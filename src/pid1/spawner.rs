@@ -246,8 +246,11 @@ fn null() -> io::Result<OwnedFd> {
     Ok(open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
-/// A pipe to a child: our end to read, and the child's.
-fn pipe() -> io::Result<(tokio::net::unix::pipe::Receiver, OwnedFd)> {
+/// A pipe from a child: our end to read, and the child's.
+///
+/// # Errors
+/// Those of `pipe2`.
+pub fn pipe() -> io::Result<(tokio::net::unix::pipe::Receiver, OwnedFd)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
     nix::fcntl::fcntl(read.as_fd(), nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok((tokio::net::unix::pipe::Receiver::from_owned_fd(read)?, write))

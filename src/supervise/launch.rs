@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::service::{Check, Probe, Service},
-    pid1::{Child, Spawn, SpawnError, Spawner, Stdio},
+    pid1::{Child, Spawn, SpawnError, Spawner, Stdio, pipe},
 };
 
 use super::{
     care::{Care, Environment, Start},
-    logs, ports,
+    ports,
     probe::Notice,
     procfs::MARK,
     scores::Scores,
@@ -122,8 +122,8 @@ impl Launcher {
             .cwd
             .or_else(|| std::env::current_dir().is_err().then(|| "/".into()));
         spawn.oom_score_adj = Some(self.scores.main);
-        let (stdout, out) = logs::pipe()?;
-        let (stderr, err) = logs::pipe()?;
+        let (stdout, out) = pipe()?;
+        let (stderr, err) = pipe()?;
         (spawn.stdout, spawn.stderr) = (Stdio::Fd(out), Stdio::Fd(err));
         let notice = match &self.service.ready {
             Some(Probe {

@@ -8,7 +8,7 @@ use std::{
 /// A longer line is cut.
 pub const LINE_MAX: usize = 16 * 1024;
 /// Kept beyond [`LINE_MAX`] until secrets are struck out, so that no secret is cut in two and shows its first half.
-const SLACK: usize = 4 * 1024;
+pub const SLACK: usize = 4 * 1024;
 /// What is taken of a stream in each [`WINDOW`]; the rest is counted and dropped, but for the last of it.
 const WINDOW_BYTES: usize = 2 * 1024 * 1024;
 const WINDOW: Duration = Duration::from_millis(100);
@@ -30,6 +30,8 @@ pub enum Piece<'a> {
 pub struct Lines {
     partial: Vec<u8>,
     cut: usize,
+    /// Some of the line that has begun was dropped, so nothing that follows of it belongs to what there is.
+    broken: bool,
     /// The last that was read beyond what the window takes: the end of a flood is worth more than its middle.
     held: Vec<u8>,
     dropped: u64,
@@ -42,6 +44,7 @@ impl Lines {
         Lines {
             partial: Vec::new(),
             cut: 0,
+            broken: false,
             held: Vec::new(),
             dropped: 0,
             window: now,
@@ -68,13 +71,19 @@ impl Lines {
     /// The stream has ended: what there is of a last line is one.
     pub fn end(mut self, each: &mut impl FnMut(Piece<'_>)) {
         self.take_up(each);
-        if !self.partial.is_empty() {
+        if !self.partial.is_empty() || self.broken {
             self.emit(each);
         }
     }
 
     fn drop_held(&mut self) {
-        self.dropped += newlines(&self.held);
+        let lines = newlines(&self.held);
+        if lines == 0 && self.dropped == 0 && !self.held.is_empty() {
+            // All of it was of the line that has begun.
+            self.cut += self.held.len();
+            self.broken = true;
+        }
+        self.dropped += lines;
         self.held.clear();
     }
 
@@ -84,13 +93,13 @@ impl Lines {
             return;
         }
         let held = mem::take(&mut self.held);
-        if !self.partial.is_empty() && self.dropped == 0 {
-            // Nothing was lost in between.
+        if self.dropped == 0 {
+            // No line was lost in between.
             return self.split(&held, each);
         }
         self.dropped += 1;
         self.partial.clear();
-        self.cut = 0;
+        (self.cut, self.broken) = (0, false);
         each(Piece::Dropped(mem::take(&mut self.dropped)));
         if let Some(end) = held.iter().position(|byte| *byte == b'\n') {
             self.split(&held[end + 1..], each);
@@ -99,7 +108,7 @@ impl Lines {
 
     fn split(&mut self, mut bytes: &[u8], each: &mut impl FnMut(Piece<'_>)) {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
-            if self.partial.is_empty() && end <= LINE_MAX + SLACK {
+            if self.partial.is_empty() && !self.broken && end <= LINE_MAX + SLACK {
                 each(line(&bytes[..end], 0));
             } else {
                 self.append(&bytes[..end]);
@@ -111,7 +120,10 @@ impl Lines {
     }
 
     fn append(&mut self, bytes: &[u8]) {
-        let room = (LINE_MAX + SLACK).saturating_sub(self.partial.len());
+        let room = match self.broken {
+            true => 0,
+            false => (LINE_MAX + SLACK).saturating_sub(self.partial.len()),
+        };
         let (fits, cut) = bytes.split_at(bytes.len().min(room));
         self.partial.extend_from_slice(fits);
         self.cut += cut.len();
@@ -120,6 +132,7 @@ impl Lines {
     fn emit(&mut self, each: &mut impl FnMut(Piece<'_>)) {
         each(line(&self.partial, mem::take(&mut self.cut)));
         self.partial.clear();
+        self.broken = false;
     }
 }
 
@@ -179,6 +192,17 @@ mod tests {
         assert!(lines.len() < 400_000);
         // A line cut in two at each end of the gap may be counted on either side of it.
         assert!((lines.len() as u64 + dropped).abs_diff(total) <= 1);
+    }
+
+    #[test]
+    fn what_lies_on_either_side_of_a_gap_is_not_joined() {
+        let mut flood = vec![b'\n'; WINDOW_BYTES - 5];
+        flood.extend_from_slice(b"begun");
+        let chunks = [flood, b"dropped".to_vec(), b" not its end\nnext\n".to_vec()];
+        let (lines, dropped, cut) = collect(&chunks, Instant::now());
+        let lines = &lines[lines.len() - 2..];
+        assert_eq!((lines, dropped), (&["begun".to_owned(), "next".to_owned()][..], 0));
+        assert_eq!(cut, "dropped not its end".len());
     }
 
     proptest! {

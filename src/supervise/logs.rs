@@ -5,18 +5,12 @@
 
 use std::{
     collections::VecDeque,
-    io,
-    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use futures_util::{Stream as Sequence, StreamExt, stream};
 use jiff::Timestamp;
-use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl},
-    unistd::pipe2,
-};
 use serde::Serialize;
 use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver, sync::broadcast};
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
@@ -24,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::config::secret::Mask;
 
-use super::lines::{LINE_MAX, Lines, Piece};
+use super::lines::{LINE_MAX, Lines, Piece, SLACK};
 
 /// Lines and bytes that are kept of each service.
 const KEEP_LINES: usize = 2_000;
@@ -176,7 +170,13 @@ impl Log {
         let lossy = String::from_utf8_lossy(bytes);
         let mut text = self.mask.apply(&lossy).into_owned();
         if text.len() > LINE_MAX || cut > 0 {
-            let end = text.floor_char_boundary(LINE_MAX);
+            // At the end of what was cut a secret's first half may stand, however little is left of the rest.
+            let whole = if cut > 0 {
+                text.len().saturating_sub(SLACK)
+            } else {
+                text.len()
+            };
+            let end = text.floor_char_boundary(whole.min(LINE_MAX));
             let cut = cut + (text.len() - end);
             text.truncate(end);
             text.push_str(&format!("[{cut} bytes cut]"));
@@ -231,21 +231,12 @@ impl Allowance {
     }
 }
 
-/// A pipe for a service to write to, and our end.
-///
-/// # Errors
-/// Those of `pipe2`.
-pub fn pipe() -> io::Result<(Receiver, OwnedFd)> {
-    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-    fcntl(read.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    Ok((Receiver::from_owned_fd(read)?, write))
-}
-
 #[cfg(test)]
 mod tests {
     use std::{io::Write, time::Duration};
 
     use super::*;
+    use crate::pid1::pipe;
 
     fn log() -> Arc<Log> {
         Log::new("a", Mask::new(["hunter22".to_owned()]))
@@ -300,6 +291,20 @@ mod tests {
         .await;
         assert!(!texts(&log)[0].contains("hunt"));
         assert!(texts(&log)[0].ends_with("bytes cut]"));
+    }
+
+    #[test]
+    fn secrets_before_the_cut_do_not_bring_the_half_behind_it_into_sight() {
+        let log = log();
+        let mut line = b"hunter22".repeat((LINE_MAX + SLACK) / 8 - 1);
+        line.extend_from_slice(b"....hunt");
+        log.add(Stream::Stdout, &Piece::Line { bytes: &line, cut: 4 });
+        assert!(!texts(&log)[0].contains("hunt"), "{:?}", texts(&log));
+        let mut long = b"hunter22, which was said ".repeat(LINE_MAX / 25);
+        long.resize(LINE_MAX + SLACK - 4, b'.');
+        long.extend_from_slice(b"hunt");
+        log.add(Stream::Stdout, &Piece::Line { bytes: &long, cut: 4 });
+        assert!(!texts(&log)[1].contains("hunt"));
     }
 
     #[tokio::test]

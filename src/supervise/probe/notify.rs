@@ -2,16 +2,11 @@
 //!
 //! <https://skarnet.org/software/s6/notifywhenup.html>
 
-use std::{
-    io,
-    os::fd::{AsFd, OwnedFd},
-};
+use std::{io, os::fd::OwnedFd};
 
-use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl},
-    unistd::pipe2,
-};
 use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver};
+
+use crate::pid1;
 
 /// Our end of the pipe on which a service says that it is ready.
 #[derive(Debug)]
@@ -23,9 +18,8 @@ impl Notice {
     /// # Errors
     /// Those of `pipe2`.
     pub fn pipe() -> io::Result<(Notice, OwnedFd)> {
-        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-        fcntl(read.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok((Notice(Receiver::from_owned_fd(read)?), write))
+        let (read, write) = pid1::pipe()?;
+        Ok((Notice(read), write))
     }
 
     /// Waits for a newline; for ever if the service closes its end without one.
