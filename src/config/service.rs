@@ -84,6 +84,8 @@ pub enum Check {
     Command { argv: Vec<String> },
     /// The service writes a newline to this file descriptor, as s6 has it.
     Notify { fd: i32 },
+    /// The service's keeper says.
+    Keeper,
 }
 
 impl Service {

@@ -140,6 +140,8 @@ fn probe(probe: &Probe) -> Table {
             table([("command", Value::Array(words))])
         }
         Check::Notify { fd } => table([("notify", i64::from(*fd).into())]),
+        // Not in a file's words.
+        Check::Keeper => Table::new(),
     };
     written.extend(table([
         ("every", duration(probe.every).into()),

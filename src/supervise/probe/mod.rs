@@ -93,6 +93,10 @@ impl Prober {
                 },
                 Check::Tcp { addr } => tcp::check(addr).await,
                 Check::Command { argv } => command::check(&self.spawner, argv, &self.env, within).await,
+                Check::Keeper => match self.care.check() {
+                    Some(health) => health.await,
+                    None => Err("it has no keeper who could tell".into()),
+                },
                 Check::Notify { fd } => Err(format!("a notice on descriptor {fd} is given once, not asked for")),
             }
         };
