@@ -142,6 +142,30 @@ async fn a_command_that_nobody_waits_for_any_more_is_killed() {
     );
 }
 
+/// The kernel is made to give a pid again at once: who had it before must not be told of who has it now.
+#[tokio::test]
+async fn a_pid_that_is_used_again_is_another_process() {
+    let spawner = spawner();
+    let mut again = 0;
+    for code in 0..100 {
+        let mut first = spawner.spawn(shell(&format!("exit {code}"))).unwrap();
+        let pid = first.pid();
+        while kill(pid, None).is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Only the privileged may.
+        let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", (pid.as_raw() - 1).to_string());
+        let mut second = spawner.spawn(shell(&format!("exit {}", code + 100))).unwrap();
+        again += u32::from(second.pid() == pid);
+        assert_eq!(second.wait().await, Exit::Code(code + 100));
+        assert_eq!(first.wait().await, Exit::Code(code));
+    }
+    let may = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/proc/sys/kernel/ns_last_pid");
+    assert!(again > 0 || may.is_err(), "no pid was used again");
+}
+
 /// What this process does about itself is not what its children get.
 #[tokio::test]
 async fn a_child_is_as_likely_to_be_killed_for_memory_as_we_were() {

@@ -1,0 +1,157 @@
+//! Services as PID 1 has them, seen from outside.
+
+use std::{
+    fs,
+    io::Read,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::support::{
+    MOLTINIT, PATIENCE,
+    container::{Disk, TOKEN, with_gateway},
+    eventually, free_port, http, process,
+};
+
+fn score(pid: i32) -> i32 {
+    let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default();
+    score.trim().parse().unwrap_or(i32::MIN)
+}
+
+/// What it writes, how much memory it takes, and whom the kernel shall kill before whom.
+#[test]
+fn a_service_is_heard_measured_and_ranked() {
+    let disk = Disk::new();
+    let gateway = r#"["sh", "-c", "echo to stdout; echo to stderr >&2; sleep 100000 & exec sleep 100001"]"#;
+    let container = with_gateway(&disk, &disk.path("store"), gateway);
+    container.wait_for("/readyz", PATIENCE);
+    for stream in ["stdout", "stderr"] {
+        let line = eventually(format_args!("{stream}; log: {container}"), PATIENCE, || {
+            let log = container.log();
+            let mut lines = log
+                .lines()
+                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            lines.find(|line| line["message"] == format!("to {stream}").as_str())
+        });
+        assert_eq!((&line["service"], &line["stream"]), (&"gateway".into(), &stream.into()));
+    }
+    let used = eventually("its memory", PATIENCE, || {
+        container.status()["services"]["gateway"]["memory_bytes"].as_u64()
+    });
+    assert!(used > 100_000, "{used}");
+    let inside = container.status()["services"]["gateway"]["pid"].as_i64().unwrap();
+    let main = process::outside(container.init.as_raw(), inside as i32);
+    let child = process::children(main)[0];
+    eventually("the kernel's choice", PATIENCE, || {
+        let scores = [container.init.as_raw(), main, child].map(score);
+        (scores[0] < scores[1] && scores[1] < scores[2]).then_some(())
+    });
+}
+
+/// moltinit as PID 1, called by a script.
+fn run(disk: &Disk, script: &str, port: u16, stderr: Stdio) -> Child {
+    fs::create_dir_all(disk.path("home")).unwrap();
+    let file = disk.path("moltinit.toml");
+    fs::write(&file, "[[service]]\nname = \"gateway\"\ncommand = [\"sleep\", \"100000\"]\nready = { command = [\"true\"] }\nlive = { command = [\"true\"] }\n").unwrap();
+    Command::new("unshare")
+        .args([
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--kill-child=SIGKILL",
+            "sh",
+            "-c",
+            script,
+            MOLTINIT,
+        ])
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .env("HOME", disk.path("home"))
+        .env("MOLTINIT_CONFIG", file)
+        .env("MOLTINIT_STORE", disk.path("store"))
+        .env("MOLTINIT_DATA_DIR", disk.path("data"))
+        .env("MOLTINIT_RUN_DIR", disk.path("run"))
+        .env("MOLTINIT_HTTP_ADDR", format!("127.0.0.1:{port}"))
+        .env("MOLTINIT_CDP_ADDR", format!("127.0.0.1:{}", free_port()))
+        .env("MOLTINIT_ADMIN_TOKEN", TOKEN)
+        .stdin(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .unwrap()
+}
+
+fn comes_up_and_ends(mut outer: Child, port: u16, why: &str) {
+    eventually(format_args!("readiness, {why}"), PATIENCE, || {
+        let ready = http::get(port, "/readyz", None).ok()?;
+        (ready.status == 200).then_some(())
+    });
+    let init = process::children(outer.id() as i32)[0];
+    kill(Pid::from_raw(init), Signal::SIGTERM).unwrap();
+    let status = eventually(format_args!("the end, {why}"), PATIENCE, || outer.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0), "{why}");
+}
+
+#[test]
+fn poor_surroundings_do_not_matter() {
+    for script in [
+        "ulimit -n 64; exec \"$0\" run",
+        "exec \"$0\" run <&- >&- 2>&-",
+        "mount -t tmpfs none /proc && exec \"$0\" run",
+    ] {
+        let (disk, port) = (Disk::new(), free_port());
+        let outer = run(&disk, script, port, Stdio::null());
+        comes_up_and_ends(outer, port, script);
+    }
+}
+
+/// A pipe that is full holds up nobody: the first lines are in it, and the rest is dropped.
+#[test]
+fn a_stderr_that_nobody_reads_holds_nothing_up() {
+    let (disk, port) = (Disk::new(), free_port());
+    let (mut read, write) = std::io::pipe().unwrap();
+    let script = "export MOLTINIT_LOG=debug; (while :; do echo fill; done | head -c 60000) >&2; exec \"$0\" run";
+    let outer = run(&disk, script, port, write.into());
+    comes_up_and_ends(outer, port, "with stderr full");
+    let mut said = Vec::new();
+    read.read_to_end(&mut said).unwrap();
+    assert!(said.starts_with(b"fill"));
+}
+
+/// Ten thousand that end at once while services are looked after.
+#[test]
+fn ten_thousand_orphans_are_reaped() {
+    let disk = Disk::new();
+    let program = orphans(disk.dir.path());
+    let counted = disk.path("counted");
+    let script = format!(
+        "{} 10000 >{counted:?}.new; mv {counted:?}.new {counted:?}; exec sleep 100000",
+        program.display()
+    );
+    let gateway = serde_json::json!(["sh", "-c", script]).to_string();
+    let container = with_gateway(&disk, &disk.path("store"), &gateway);
+    let counted = eventually(
+        format_args!("the last to be reaped; log: {container}"),
+        2 * PATIENCE,
+        || fs::read_to_string(&counted).ok(),
+    );
+    assert_eq!(counted.trim(), "0 are left");
+    assert_eq!(container.status()["services"]["gateway"]["restarts"], 0);
+}
+
+/// Makes that many orphans which all end at once, and says how many zombies are left some time after.
+pub fn orphans(dir: &Path) -> std::path::PathBuf {
+    let program = dir.join("orphans");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/orphans.c");
+    let compiled = Command::new("cc")
+        .args(["-O1", "-o"])
+        .arg(&program)
+        .arg(source)
+        .status();
+    assert!(compiled.expect("cc").success());
+    program
+}
