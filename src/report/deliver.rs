@@ -1,6 +1,6 @@
 //! Posts the outbox's events to the callback URL: in order, at least once, for as long as it takes.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::{sync::watch, time::Instant};
@@ -81,8 +81,18 @@ pub struct Orders {
     pub close_by: watch::Receiver<Option<Instant>>,
 }
 
-/// Delivers until told to close; ends with the number of events left undelivered.
-pub async fn run(outbox: Outbox, board: std::sync::Arc<Board>, mut orders: Orders) -> u64 {
+/// Delivers until told to close, and begins again if that breaks; ends with the number of events left undelivered.
+pub async fn run_on(outbox: Outbox, board: Arc<Board>, orders: Orders) -> u64 {
+    loop {
+        match tokio::spawn(run(outbox.clone(), board.clone(), orders.clone())).await {
+            Ok(left) => return left,
+            Err(error) => tracing::error!(%error, "the delivery of events broke; this is a bug, and it begins again"),
+        }
+        tokio::time::sleep(FIRST_WAIT).await;
+    }
+}
+
+async fn run(outbox: Outbox, board: Arc<Board>, mut orders: Orders) -> u64 {
     let mut delivery = Delivery {
         outbox: outbox.clone(),
         board,
@@ -94,6 +104,7 @@ pub async fn run(outbox: Outbox, board: std::sync::Arc<Board>, mut orders: Order
     loop {
         let Settings { callback, mask, .. } = orders.settings.borrow_and_update().clone();
         delivery.show(callback.as_ref());
+        outbox.post(callback.is_some());
         let deadline = *orders.close_by.borrow();
         if let Some(deadline) = deadline {
             let left = progress.borrow_and_update().undelivered;
@@ -147,7 +158,7 @@ async fn closing(close_by: &mut watch::Receiver<Option<Instant>>) -> Option<Inst
 
 struct Delivery {
     outbox: Outbox,
-    board: std::sync::Arc<Board>,
+    board: Arc<Board>,
     client: Option<reqwest::Client>,
     gone: bool,
     failures: u32,

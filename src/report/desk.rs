@@ -1,6 +1,11 @@
 //! Where every event comes in: masked, folded into the status, and handed to the outbox to be numbered and kept.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -40,26 +45,34 @@ impl Desk {
         let mut heartbeat = tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let due = self.digest.due_in(Timestamp::now());
+            let due = self.digest.due_in(Instant::now());
             tokio::select! {
                 biased;
                 event = events.recv() => match event {
-                    Some(event) => self.take(event),
+                    Some(event) => self.take_safely(event),
                     None => break,
                 },
                 Some(done) = drain.recv() => {
                     while let Ok(event) = events.try_recv() {
-                        self.take(event);
+                        self.take_safely(event);
                     }
                     self.tell_commits();
                     self.outbox.flush().await;
                     let _ = done.send(());
                 }
                 () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => self.tell_commits(),
-                _ = heartbeat.tick() => self.take(Event::Heartbeat),
+                _ = heartbeat.tick() => self.take_safely(Event::Heartbeat),
             }
         }
         self.tell_commits();
+    }
+
+    /// An event that cannot be taken in must not be the last that is.
+    fn take_safely(&mut self, event: Event) {
+        let name = event.name();
+        if catch_unwind(AssertUnwindSafe(|| self.take(event))).is_err() {
+            tracing::error!(event = name, "an event could not be taken in; this is a bug");
+        }
     }
 
     fn take(&mut self, mut event: Event) {
@@ -99,11 +112,10 @@ impl Desk {
     }
 
     fn tell_commits(&mut self) {
-        let now = Timestamp::now();
-        if let Some(totals) = self.digest.take(now) {
+        if let Some(totals) = self.digest.take(Instant::now()) {
             self.outbox.append(New {
                 kind: "snapshot.committed",
-                time: now,
+                time: Timestamp::now(),
                 data: serde_json::to_value(totals).expect("plain data"),
                 costs: Some(self.board.now().costs.clone()),
             });

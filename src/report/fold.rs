@@ -98,6 +98,12 @@ pub fn fold(mut status: Status, event: &Event, now: Timestamp) -> Status {
             turn(&mut status.store, StoreState::Fenced, Some(why), now);
         }
         Event::StoreMeasured { objects, bytes } => {
+            // Upkeep counts only what nobody has taken over.
+            if status.store.state == StoreState::Fenced {
+                status.store.state = StoreState::Available;
+                status.store.since = Some(now);
+                status.store.why = None;
+            }
             status.store.objects = Some(objects);
             status.store.bytes = Some(bytes);
         }
@@ -203,7 +209,11 @@ fn entry(status: &mut Status, service: String, now: Timestamp) -> &mut Service {
     })
 }
 
+/// A store that was taken over stays so whether or not it answers.
 fn turn(store: &mut Store, state: StoreState, why: Option<String>, now: Timestamp) {
+    if store.state == StoreState::Fenced {
+        return;
+    }
     if store.state != state {
         store.since = Some(now);
     }
@@ -217,4 +227,35 @@ fn before(now: Timestamp, ms: u64) -> Timestamp {
         .ok()
         .and_then(|ms| now.checked_sub(SignedDuration::from_millis(ms)).ok())
         .unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use ulid::Ulid;
+
+    use super::*;
+
+    #[test]
+    fn a_store_that_was_taken_over_stays_so_until_it_is_ours_again() {
+        let now = Timestamp::UNIX_EPOCH;
+        let then = |status, event| fold(status, &event, now);
+        let available = || Event::StoreAvailable {
+            path: "/store".into(),
+            durable: true,
+        };
+        let why = || "why".to_owned();
+        let mut status = then(Status::new("test", Ulid::nil(), true, now), available());
+        status = then(status, Event::StoreFenced { by: why(), why: why() });
+        for event in [
+            Event::StoreUnavailable { why: why() },
+            Event::StoreRecovered { away_ms: 1 },
+            available(),
+        ] {
+            status = then(status, event);
+            assert_eq!(status.store.state, StoreState::Fenced);
+            assert!(status.failing.contains(&"store".to_owned()));
+        }
+        let status = then(status, Event::StoreMeasured { objects: 1, bytes: 1 });
+        assert_eq!((status.store.state, status.store.why), (StoreState::Available, None));
+    }
 }

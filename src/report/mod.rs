@@ -148,6 +148,7 @@ impl Report {
         let outbox = Outbox::start(&place.run_dir, place.boot, &place.instance)?;
         let status = Status::new(&place.instance, place.boot, place.store_required, Timestamp::now());
         let board = Arc::new(Board::new(status, outbox.progress()));
+        outbox.post(settings.callback.is_some());
         let (settings, current) = watch::channel(settings);
         let (close_by, closing) = watch::channel(None);
         let (drain, drained) = mpsc::channel(1);
@@ -159,12 +160,12 @@ impl Report {
             digest: Digest::default(),
             adopted: false,
         };
-        tokio::spawn(desk.run(events, drained));
+        board.kept_by(tokio::spawn(desk.run(events, drained)).abort_handle());
         let orders = deliver::Orders {
             settings: current,
             close_by: closing,
         };
-        let delivery = tokio::spawn(deliver::run(outbox.clone(), board.clone(), orders));
+        let delivery = tokio::spawn(deliver::run_on(outbox.clone(), board.clone(), orders));
         Ok(Report {
             place,
             board,

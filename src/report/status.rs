@@ -164,7 +164,7 @@ pub enum StoreState {
     Unknown,
     Available,
     Unavailable,
-    /// Another container has taken the history over; nothing more is written.
+    /// Another supervisor has begun a newer generation; commits go on here as a branch that no boot follows.
     Fenced,
 }
 

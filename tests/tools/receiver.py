@@ -43,6 +43,7 @@ class Handler(BaseHTTPRequestHandler):
                         "verified": verified,
                         "event": event,
                         "status": answer["status"],
+                        "at": time.monotonic(),
                     }
                 ),
                 flush=True,

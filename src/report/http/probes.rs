@@ -13,9 +13,9 @@ use serde_json::json;
 use super::Shared;
 use crate::event::Phase;
 
-/// Does the supervisor's loop turn?
+/// Does the supervisor's loop turn, and is what the other probes say kept up to date?
 pub async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
-    if shared.control.alive() {
+    if shared.control.alive() && shared.board.is_kept() {
         Json(json!({ "ok": true, "status": "live" })).into_response()
     } else {
         let body = json!({ "ok": false, "status": "stuck" });

@@ -24,7 +24,7 @@ const OPERATIONS: u64 = 100;
 /// What a copy has, as far as it decides about the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Worth {
-    /// The newest undelivered event that matters.
+    /// The newest owed event that matters.
     newest: Option<(String, u64)>,
     operations: u64,
 }
@@ -83,7 +83,7 @@ impl Carrier {
 
     /// Copies now, if there is anything in it or a copy to be replaced.
     pub fn carry(&mut self, table: &Table) -> Result<(), OutboxError> {
-        if table.counts().undelivered == 0 && self.copied.as_ref() == Some(&Worth::of(table)?) {
+        if !table.owes()? && self.copied.as_ref() == Some(&Worth::of(table)?) {
             return Ok(());
         }
         self.copy(table)
@@ -103,7 +103,7 @@ impl Carrier {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        table.copy_undelivered(&new)?;
+        table.copy_owed(&new)?;
         File::open(&new)
             .and_then(|file| file.sync_all())
             .and_then(|()| fs::rename(&new, &self.file))

@@ -7,29 +7,30 @@
 //! is [carried](carry) over to the next container by a copy in the data directory, a root of every snapshot.
 
 mod carry;
+mod queue;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::VecDeque,
     io,
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use tokio::sync::{oneshot, watch};
 use ulid::Ulid;
 
-pub use self::table::{BOUND, New, Span};
+pub use self::table::{New, Span};
 use self::{
     carry::Carrier,
-    table::{Counts, Table},
+    queue::Queue,
+    table::{BOUND, Counts, Table},
 };
 use super::{cost::Costs, record::Record, status};
 
@@ -56,7 +57,9 @@ pub enum OutboxError {
 }
 
 enum Command {
-    Append(New),
+    /// Something is in the queue.
+    Wake,
+    Post(bool),
     Next(oneshot::Sender<Result<Option<Record>, OutboxError>>),
     Delivered(Ulid, u64, oneshot::Sender<Result<(), OutboxError>>),
     Read(Ulid, u64, u32, oneshot::Sender<Result<Page, OutboxError>>),
@@ -66,6 +69,7 @@ enum Command {
 }
 
 /// A part of the log.
+#[derive(Debug)]
 pub struct Page {
     pub events: Vec<Record>,
     pub spans: Vec<Span>,
@@ -76,10 +80,7 @@ pub struct Page {
 pub struct Outbox {
     commands: mpsc::Sender<Command>,
     progress: watch::Receiver<status::Events>,
-    /// Events handed over and not stored yet.
-    waiting: Arc<AtomicU64>,
-    /// Events refused because too many were waiting.
-    refused: Arc<AtomicU64>,
+    queue: Arc<Queue>,
 }
 
 impl Outbox {
@@ -91,17 +92,12 @@ impl Outbox {
     pub fn start(dir: &Path, boot: Ulid, instance: &str) -> io::Result<Outbox> {
         let (commands, receiver) = mpsc::channel();
         let (publish, progress) = watch::channel(status::Events::default());
-        let waiting = Arc::new(AtomicU64::new(0));
-        let refused = Arc::new(AtomicU64::new(0));
+        let queue = Arc::new(Queue::default());
         let begin = {
-            let (dir, instance) = (dir.to_owned(), instance.to_owned());
-            let (waiting, refused) = (waiting.clone(), refused.clone());
-            move || {
-                let opened = Worker::open(&dir, boot, &instance, publish, waiting, refused);
-                match opened {
-                    Ok(worker) => worker.run(&receiver),
-                    Err(error) => tracing::error!(%error, "SQLite does not work at all: no event is kept"),
-                }
+            let (dir, instance, queue) = (dir.to_owned(), instance.to_owned(), Arc::clone(&queue));
+            move || match Worker::open(&dir, boot, &instance, publish, queue) {
+                Ok(worker) => worker.run(&receiver),
+                Err(error) => tracing::error!(%error, "SQLite does not work at all: no event is kept"),
             }
         };
         std::thread::Builder::new()
@@ -111,19 +107,21 @@ impl Outbox {
         Ok(Outbox {
             commands,
             progress,
-            waiting,
-            refused,
+            queue,
         })
     }
 
     /// Numbers and stores an event, some time soon; the order is that of the calls.
     pub fn append(&self, event: New) {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= BOUND {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            return;
+        if self.queue.push(event) {
+            let _ = self.commands.send(Command::Wake);
         }
-        let _ = self.commands.send(Command::Append(event));
+    }
+
+    /// Whether somebody wants the events posted. While nobody does, what this boot logs is owed to nobody, and not
+    /// carried over to the next container.
+    pub fn post(&self, posted: bool) {
+        let _ = self.commands.send(Command::Post(posted));
     }
 
     /// What the log holds, as of the last write.
@@ -172,14 +170,14 @@ struct Worker {
     table: Table,
     file: PathBuf,
     carrier: Option<Carrier>,
-    queue: VecDeque<New>,
+    queue: Arc<Queue>,
+    /// Taken from the queue, and not stored yet.
+    batch: Vec<New>,
     /// Why nothing can be written at present.
     failing: Option<String>,
     /// Why the log is in memory only, for as long as this process lives.
     unkept: Option<String>,
     publish: watch::Sender<status::Events>,
-    waiting: Arc<AtomicU64>,
-    refused: Arc<AtomicU64>,
 }
 
 impl Worker {
@@ -188,8 +186,7 @@ impl Worker {
         boot: Ulid,
         instance: &str,
         publish: watch::Sender<status::Events>,
-        waiting: Arc<AtomicU64>,
-        refused: Arc<AtomicU64>,
+        queue: Arc<Queue>,
     ) -> rusqlite::Result<Worker> {
         let (table, unkept) = match open(dir, boot, instance) {
             Ok(table) => (table, None),
@@ -203,12 +200,11 @@ impl Worker {
             table,
             file: dir.join(FILE),
             carrier: None,
-            queue: VecDeque::new(),
+            queue,
+            batch: Vec::new(),
             failing: None,
             unkept,
             publish,
-            waiting,
-            refused,
         })
     }
 
@@ -244,43 +240,64 @@ impl Worker {
 
     /// How long to wait for a command before there is something else to do; `None`: for ever.
     fn wait(&self) -> Option<Duration> {
-        let retry = (!self.queue.is_empty()).then_some(RETRY);
+        let retry = (!self.batch.is_empty() || !self.queue.is_empty()).then_some(RETRY);
         let carry = self.carrier.as_ref().and_then(|carrier| carrier.due_in(Instant::now()));
         retry.into_iter().chain(carry).min()
     }
 
     fn sort(&mut self, command: Command, asked: &mut Vec<Command>) {
         match command {
-            Command::Append(event) => self.queue.push_back(event),
+            Command::Wake => {}
+            Command::Post(posted) => self.table.post(posted),
             other => asked.push(other),
         }
     }
 
     /// Writes what waits; on failure it goes on waiting.
     fn store(&mut self) {
-        while !self.queue.is_empty() {
-            let count = self.queue.len().min(BATCH);
-            let batch = &self.queue.make_contiguous()[..count];
-            if let Err(error) = self.table.append(batch) {
+        loop {
+            if self.batch.is_empty() {
+                self.batch = self.queue.take(BATCH, Timestamp::now());
+            }
+            if self.batch.is_empty() {
+                return;
+            }
+            let batch = std::mem::take(&mut self.batch);
+            if let Err(error) = self.read_past_damage(|table| table.append(&batch)) {
+                self.batch = batch;
                 if self.failing.is_none() {
                     tracing::error!(%error, outbox = %self.file.display(), "events cannot be stored; trying again every second");
                 }
                 self.failing = Some(error.to_string());
                 return;
             }
-            self.queue.drain(..count);
-            self.waiting.fetch_sub(count as u64, Ordering::Relaxed);
             if self.failing.take().is_some() {
                 tracing::info!("events are stored again");
             }
         }
     }
 
+    /// Does what reads the log; rows that cannot be read are set aside, and told as dropped, or they would hold up for
+    /// ever all that come after them.
+    fn read_past_damage<T>(&mut self, mut work: impl FnMut(&mut Table) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        match work(&mut self.table) {
+            Err(error) if table::is_unreadable(&error) => {
+                tracing::error!(%error, outbox = %self.file.display(), "events that cannot be read are set aside in the table `unreadable`");
+                self.queue.lose(self.table.set_aside()?);
+                work(&mut self.table)
+            }
+            done => done,
+        }
+    }
+
     fn answer(&mut self, command: Command) {
         // A caller that has gone away needs no answer.
         match command {
-            Command::Append(event) => self.queue.push_back(event),
-            Command::Next(reply) => drop(reply.send(self.table.next().map_err(Into::into))),
+            Command::Wake | Command::Post(_) => {}
+            Command::Next(reply) => {
+                let next = self.read_past_damage(|table| table.next());
+                drop(reply.send(next.map_err(Into::into)));
+            }
             Command::Delivered(boot, seq, reply) => {
                 let done = self.table.delivered(boot, seq).map_err(Into::into);
                 // Whoever asks what is left after this must see it done.
@@ -288,13 +305,13 @@ impl Worker {
                 drop(reply.send(done));
             }
             Command::Read(boot, seq, limit, reply) => {
-                let page = || {
+                let page = self.read_past_damage(|table| {
                     Ok(Page {
-                        events: self.table.after(boot, seq, limit)?,
-                        spans: self.table.spans()?,
+                        events: table.after(boot, seq, limit)?,
+                        spans: table.spans()?,
                     })
-                };
-                drop(reply.send(page()));
+                });
+                drop(reply.send(page.map_err(Into::into)));
             }
             Command::Adopt(dir, reply) => {
                 let costs = self.adopt(&dir);
@@ -323,10 +340,9 @@ impl Worker {
     }
 
     fn publish(&self) {
-        let refused = self.refused.load(Ordering::Relaxed);
         let now = shown(
             self.table.counts(),
-            refused,
+            self.queue.given_up(),
             self.failing.clone().or_else(|| self.unkept.clone()),
         );
         self.publish.send_if_modified(|before| {
@@ -337,12 +353,12 @@ impl Worker {
     }
 }
 
-fn shown(counts: Counts, refused: u64, failing: Option<String>) -> status::Events {
+fn shown(counts: Counts, given_up: u64, failing: Option<String>) -> status::Events {
     status::Events {
         last_seq: counts.last_seq,
         kept: counts.kept,
         undelivered: counts.undelivered,
-        dropped: counts.dropped + refused,
+        dropped: counts.dropped + given_up,
         failing,
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params, types::Value};
 use serde_json::json;
 use ulid::Ulid;
 
@@ -22,7 +22,12 @@ pub const BOUND: u64 = 10_000;
 const SLACK: u64 = 100;
 
 /// The type of the event that says what was given up. Its count takes in those of its like that are given up.
-const DROPPED: &str = "events.dropped";
+pub const DROPPED: &str = "events.dropped";
+
+/// What goes first when there is no room.
+pub fn is_minor(kind: &str) -> bool {
+    matches!(kind, "heartbeat" | "snapshot.committed")
+}
 
 /// Creates what is not there. `delivered` rows stay for readers of the log until the bound needs their place.
 pub(super) const SCHEMA: &str = "
@@ -74,6 +79,8 @@ pub struct Table {
     boot: Ulid,
     instance: String,
     bound: u64,
+    /// Somebody wants what this boot logs.
+    posted: bool,
     counts: Counts,
 }
 
@@ -97,6 +104,7 @@ impl Table {
             boot,
             instance: instance.to_owned(),
             bound,
+            posted: true,
             counts: Counts::default(),
         };
         table.count()?;
@@ -113,6 +121,27 @@ impl Table {
 
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// Whether somebody wants what this boot logs. What an earlier one carried over is owed in any case.
+    pub fn post(&mut self, posted: bool) {
+        self.posted = posted;
+    }
+
+    /// The boot whose events are owed to nobody; no boot is called so while they are.
+    fn exempt(&self) -> String {
+        if self.posted {
+            String::new()
+        } else {
+            self.boot.to_string()
+        }
+    }
+
+    /// Whether the next container would have anything to deliver.
+    pub fn owes(&self) -> rusqlite::Result<bool> {
+        self.db
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM events WHERE delivered = 0 AND boot <> ?)")?
+            .query_row([self.exempt()], |row| row.get(0))
     }
 
     fn count(&mut self) -> rusqlite::Result<()> {
@@ -217,29 +246,30 @@ impl Table {
         costs(&self.db, "main")
     }
 
-    /// The newest undelivered event that is worth a commit; heartbeats and snapshots are not, or every commit
+    /// The newest owed event that is worth a commit; heartbeats and snapshots are not, or every commit
     /// would call for another.
     pub fn newest_worth_carrying(&self) -> rusqlite::Result<Option<(String, u64)>> {
         self.db
             .prepare_cached(
                 "SELECT boot, seq FROM events
-                 WHERE delivered = 0 AND type NOT IN ('heartbeat', 'snapshot.committed')
+                 WHERE delivered = 0 AND boot <> ? AND type NOT IN ('heartbeat', 'snapshot.committed')
                  ORDER BY boot DESC, seq DESC LIMIT 1",
             )?
-            .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+            .query_row([self.exempt()], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()
     }
 
-    /// Writes what is undelivered, and the costs, into a new database.
-    pub fn copy_undelivered(&self, to: &Path) -> rusqlite::Result<()> {
+    /// Writes what is owed, and the costs, into a new database.
+    pub fn copy_owed(&self, to: &Path) -> rusqlite::Result<()> {
         self.with_attached(to, |db| {
             // The caller puts the finished file in place, so half of one is never seen.
             db.execute_batch("PRAGMA other.journal_mode = OFF; PRAGMA other.synchronous = OFF")?;
             db.execute_batch(&SCHEMA.replace("EXISTS ", "EXISTS other."))?;
-            db.execute_batch(
-                "INSERT INTO other.events SELECT * FROM main.events WHERE delivered = 0;
-                 INSERT INTO other.costs SELECT * FROM main.costs;",
-            )
+            db.execute(
+                "INSERT INTO other.events SELECT * FROM main.events WHERE delivered = 0 AND boot <> ?",
+                [self.exempt()],
+            )?;
+            db.execute_batch("INSERT INTO other.costs SELECT * FROM main.costs")
         })
     }
 
@@ -257,6 +287,37 @@ impl Table {
         Ok(costs)
     }
 
+    /// Moves what cannot be read out of the log; gives how many of it were undelivered, by type.
+    pub fn set_aside(&mut self) -> rusqlite::Result<BTreeMap<String, u64>> {
+        let tx = self.db.transaction()?;
+        tx.execute_batch("CREATE TABLE IF NOT EXISTS unreadable AS SELECT * FROM events WHERE false")?;
+        let mut lost = BTreeMap::new();
+        let bad: Vec<(Value, Value, String, bool)> = tx
+            .prepare("SELECT * FROM events")?
+            .query_map([], |row| {
+                let key = || {
+                    let kind = row.get_ref(2)?.as_str().unwrap_or("unknown").to_owned();
+                    Ok((row.get(0)?, row.get(1)?, kind, row.get(6).unwrap_or(false)))
+                };
+                record(row).map_or_else(|_| key().map(Some), |_| Ok(None))
+            })?
+            .filter_map(Result::transpose)
+            .collect::<rusqlite::Result<_>>()?;
+        for (boot, seq, kind, delivered) in bad {
+            tx.execute(
+                "INSERT INTO unreadable SELECT * FROM events WHERE boot IS ? AND seq IS ?",
+                params![boot, seq],
+            )?;
+            tx.execute("DELETE FROM events WHERE boot IS ? AND seq IS ?", params![boot, seq])?;
+            if !delivered {
+                *lost.entry(kind).or_default() += 1;
+            }
+        }
+        tx.commit()?;
+        self.count()?;
+        Ok(lost)
+    }
+
     fn with_attached<T>(
         &self,
         path: &Path,
@@ -269,6 +330,15 @@ impl Table {
         self.db.execute("DETACH other", [])?;
         done
     }
+}
+
+/// A row is not as any version of this would have written it.
+pub fn is_unreadable(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
+    matches!(
+        error,
+        FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..)
+    )
 }
 
 fn check(db: &Connection) -> rusqlite::Result<()> {

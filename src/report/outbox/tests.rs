@@ -8,7 +8,7 @@ use ulid::Ulid;
 use super::{
     Outbox, Table,
     carry::{Carrier, absorb},
-    table::New,
+    table::{BOUND, New},
 };
 use crate::report::cost::Costs;
 
@@ -257,4 +257,81 @@ async fn without_a_directory_events_are_kept_in_memory() {
     outbox.flush().await;
     assert_eq!(outbox.next().await.unwrap().unwrap().kind, "boot.started");
     assert!(outbox.progress().borrow().failing.is_some());
+}
+
+#[tokio::test]
+async fn what_a_full_disk_cost_is_itself_an_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let outbox = Outbox::start(dir.path(), boot(1), "test").unwrap();
+    outbox.append(new("boot.started", 0));
+    outbox.flush().await;
+    let db = rusqlite::Connection::open(dir.path().join("outbox.sqlite")).unwrap();
+    db.execute_batch("ALTER TABLE events RENAME TO away").unwrap();
+    outbox.append(new("service.started", 1));
+    outbox.flush().await;
+    assert!(outbox.progress().borrow().failing.is_some());
+    for number in 2..BOUND + 4 {
+        outbox.append(new(if number == 100 { "heartbeat" } else { "service.exited" }, number));
+    }
+    assert_eq!(outbox.progress().borrow().last_seq, 1);
+    db.execute_batch("ALTER TABLE away RENAME TO events").unwrap();
+    outbox.flush().await;
+    let progress = outbox.progress().borrow().clone();
+    assert_eq!((progress.failing, progress.dropped >= 2), (None, true));
+    // What did not come into the log, and what then had to go from it, are told as one at the end.
+    let told = outbox.read(boot(1), progress.last_seq - 500, 500).await.unwrap().events;
+    let told = told.iter().find(|event| event.kind == "events.dropped").unwrap();
+    assert_eq!(told.data["count"], progress.dropped);
+    // The heartbeat before the rest, though others are older.
+    assert_eq!(told.data["types"]["heartbeat"], 1, "{told:?}");
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_read_holds_up_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let outbox = Outbox::start(dir.path(), boot(1), "test").unwrap();
+    for number in 1..=3 {
+        outbox.append(new("service.exited", number));
+    }
+    outbox.flush().await;
+    let db = rusqlite::Connection::open(dir.path().join("outbox.sqlite")).unwrap();
+    db.execute_batch("UPDATE events SET data = '{' WHERE seq = 1; UPDATE events SET time = x'00' WHERE seq = 2")
+        .unwrap();
+    let next = outbox.next().await.unwrap().unwrap();
+    assert_eq!(next.seq, 3);
+    outbox.flush().await;
+    let page = outbox.read(boot(1), 0, 10).await.unwrap();
+    assert_eq!(page.events.iter().map(|event| event.seq).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(page.events[1].kind, "events.dropped");
+    assert_eq!(page.events[1].data["types"], json!({ "service.exited": 2 }));
+    let kept: u64 = db
+        .query_row("SELECT count(*) FROM unreadable", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(kept, 2);
+}
+
+#[test]
+fn what_nobody_wants_posted_is_not_carried_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("outbox.sqlite");
+    let mut first = memory(boot(1), 100);
+    first.append(&[new("service.exited", 1)]).unwrap();
+    Carrier::new(&file).carry(&first).unwrap();
+
+    // What came from before stays owed while nobody is there to take it.
+    let mut second = memory(boot(2), 100);
+    second.post(false);
+    absorb(&mut second, &file).unwrap();
+    second.append(&[new("service.exited", 2)]).unwrap();
+    let mut carrier = Carrier::new(&file);
+    carrier.carry(&second).unwrap();
+    let mut third = memory(boot(3), 100);
+    absorb(&mut third, &file).unwrap();
+    assert_eq!(third.counts().undelivered, 1);
+    // A receiver that is named later gets all there is.
+    second.post(true);
+    carrier.carry(&second).unwrap();
+    let mut third = memory(boot(3), 100);
+    absorb(&mut third, &file).unwrap();
+    assert_eq!(third.counts().undelivered, 2);
 }

@@ -63,7 +63,7 @@ async fn callbacks_verify_and_come_in_order_whatever_is_answered() {
     let receiver = Receiver::start(json!({ "answers": [
         { "status": 500 },
         { "status": 204 },
-        { "status": 429, "headers": { "retry-after": "1" } },
+        { "status": 429, "headers": { "retry-after": "3" } },
         { "status": 200 },
         { "status": 302, "headers": { "location": "/elsewhere" } },
         { "status": 204 },
@@ -83,6 +83,8 @@ async fn callbacks_verify_and_come_in_order_whatever_is_answered() {
         got.iter().all(|got| got.target == "/hook"),
         "a redirect was followed: {got:?}"
     );
+    // Far later than the first retry would come by itself.
+    assert!(got[3].at - got[2].at >= 3.0, "{got:?}");
     verify_in_node(&receiver.lines());
     let status = world.report.status().callbacks;
     assert_eq!(

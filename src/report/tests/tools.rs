@@ -53,6 +53,8 @@ pub struct Got {
     pub kind: String,
     pub status: u64,
     pub target: String,
+    /// Seconds on the receiver's clock.
+    pub at: f64,
 }
 
 impl Receiver {
@@ -104,6 +106,7 @@ impl Receiver {
                 kind: event["type"].as_str().unwrap().to_owned(),
                 status: line["status"].as_u64().unwrap(),
                 target: line["target"].as_str().unwrap().to_owned(),
+                at: line["at"].as_f64().unwrap(),
             }
         });
         got.collect()
