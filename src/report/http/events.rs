@@ -24,7 +24,8 @@ pub struct Ask {
     /// The last one the caller has; 0 if it has none.
     #[serde(default)]
     after: u64,
-    /// The boot that `after` is a number of; the present one if it is left out.
+    /// The boot that `after` is a number of; the present one if it is left out. After the last of an earlier boot come
+    /// the first of the next, so with it nothing is missed across a restart.
     boot: Option<String>,
     #[serde(flatten)]
     wait: Wait,
@@ -33,10 +34,11 @@ pub struct Ask {
 /// A part of the log.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Events {
+    /// Of which boot they are: the one asked for, or one that followed it.
     pub boot: Ulid,
     /// In order; empty if there was nothing new in time.
     pub events: Vec<Record>,
-    /// What to ask for `after` this.
+    /// What to ask for `after` this, of that boot.
     pub next: u64,
     /// What the log holds of which boot, oldest first.
     pub boots: Vec<Span>,
@@ -49,19 +51,29 @@ pub async fn events(State(shared): State<Arc<Shared>>, Query(ask): Query<Ask>) -
             .parse()
             .map_err(|_| bad_request(&format!("boot: `{text}` is not the id of a boot")))?,
     };
-    let wait = ask.wait.time()?;
-    // Only the present boot goes on.
-    if boot == shared.boot && !wait.is_zero() {
-        let mut progress = shared.outbox.progress();
-        let newer = progress.wait_for(|events| events.last_seq > ask.after);
-        // Nothing new in time is an answer too.
-        let _ = tokio::time::timeout(wait, newer).await;
+    let mut wait = Some(ask.wait.time()?).filter(|wait| !wait.is_zero());
+    let mut from = (boot, ask.after);
+    loop {
+        let (boot, after) = from;
+        let page = shared.outbox.read(boot, after, PAGE).await?;
+        if page.events.is_empty() && boot != shared.boot {
+            // An earlier boot does not go on; what followed it does.
+            let later = page.spans.iter().map(|span| span.boot).filter(|later| *later > boot);
+            from = (later.min().unwrap_or(shared.boot).min(shared.boot), 0);
+        } else if page.events.is_empty()
+            && let Some(wait) = wait.take()
+        {
+            let mut progress = shared.outbox.progress();
+            let newer = progress.wait_for(|events| events.last_seq > after);
+            // Nothing new in time is an answer too.
+            let _ = tokio::time::timeout(wait, newer).await;
+        } else {
+            return Ok(Json(Events {
+                boot,
+                next: page.events.last().map_or(after, |last| last.seq),
+                events: page.events,
+                boots: page.spans,
+            }));
+        }
     }
-    let page = shared.outbox.read(boot, ask.after, PAGE).await?;
-    Ok(Json(Events {
-        boot,
-        next: page.events.last().map_or(ask.after, |last| last.seq),
-        events: page.events,
-        boots: page.spans,
-    }))
 }

@@ -8,6 +8,7 @@ mod probes;
 mod problem;
 mod routes;
 mod server;
+mod wire;
 
 use std::sync::Arc;
 

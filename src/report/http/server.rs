@@ -6,10 +6,7 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -29,17 +26,23 @@ use hyper_util::{
 };
 use tokio::{net::UnixListener, task::AbortHandle};
 
-use super::problem::Problem;
+use super::{
+    problem::Problem,
+    wire::{Activity, Streamed, Wire},
+};
 
 /// From the connection, or the answer before, to the end of a request's header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a request's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a client that takes nothing of its answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a request's body.
 const LARGEST_BODY: usize = 1 << 20;
 /// Bytes of a request's header, and of what is buffered for a connection.
 const LARGEST_HEADER: usize = 16 << 10;
-/// At most so many connections; for one more the one that has been quiet for the longest is closed.
+/// At most so many connections; for one more the idle one that has been quiet for the longest is closed, and where none
+/// is idle, the poll or stream that has.
 const MOST_CONNECTIONS: usize = 512;
 
 /// The control socket cannot be listened on.
@@ -86,14 +89,12 @@ pub async fn serve<L: Listener>(mut listener: L, router: Router) {
     let mut next = 0;
     loop {
         let (io, _) = listener.accept().await;
-        if !connections.make_room() {
-            continue;
-        }
+        connections.make_room();
         let number = next;
         next += 1;
-        let busy = Arc::new(AtomicBool::new(false));
-        let place = connections.enter(number, busy.clone());
-        let served = one(io, router.clone(), busy.clone());
+        let activity = Activity::new();
+        let place = connections.enter(number, activity.clone());
+        let served = one(io, router.clone(), activity);
         let task = tokio::spawn(async move {
             let _place = place;
             served.await;
@@ -102,19 +103,18 @@ pub async fn serve<L: Listener>(mut listener: L, router: Router) {
     }
 }
 
-async fn one<I>(io: I, router: Router, busy: Arc<AtomicBool>)
+async fn one<I>(io: I, router: Router, activity: Arc<Activity>)
 where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
+    let wire = Wire::new(io, activity.clone(), WRITE_TIMEOUT);
     let service = TowerToHyperService::new(router);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        busy.store(true, Ordering::Relaxed);
-        let busy = busy.clone();
+        let _busy = activity.begin();
         let answer = hyper::service::Service::call(&service, request);
         async move {
-            let answer: Result<_, Infallible> = answer.await;
-            busy.store(false, Ordering::Relaxed);
-            answer
+            let answer: Result<Response, Infallible> = answer.await;
+            answer.map(|answer| answer.map(|body| Streamed { body, _busy }))
         }
     });
     // What ends a connection early is the client's business.
@@ -122,7 +122,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(LARGEST_HEADER)
-        .serve_connection(TokioIo::new(io), service)
+        .serve_connection(TokioIo::new(wire), service)
         .await;
 }
 
@@ -130,29 +130,25 @@ where
 #[derive(Default)]
 struct Connections(Mutex<BTreeMap<u64, Connection>>);
 
-/// Whether a request is in progress, and the task once it runs.
-type Connection = (Arc<AtomicBool>, Option<AbortHandle>);
+/// What it is doing, and the task once it runs.
+type Connection = (Arc<Activity>, Option<AbortHandle>);
 
 impl Connections {
-    /// False if every connection has a request in progress and there is room for no more.
-    fn make_room(&self) -> bool {
+    /// Closes the one that is worth least if there are as many as there may be: whoever comes may be a probe.
+    fn make_room(&self) {
         let mut open = self.open();
         if open.len() < MOST_CONNECTIONS {
-            return true;
+            return;
         }
-        let quiet = open
-            .iter()
-            .find(|(_, (busy, _))| !busy.load(Ordering::Relaxed))
-            .map(|(number, _)| *number);
-        let Some((_, Some(task))) = quiet.and_then(|number| open.remove(&number)) else {
-            return false;
-        };
-        task.abort();
-        true
+        let least = open.iter().min_by_key(|(_, (activity, _))| activity.worth());
+        let least = least.map(|(number, _)| *number);
+        if let Some((_, Some(task))) = least.and_then(|number| open.remove(&number)) {
+            task.abort();
+        }
     }
 
-    fn enter(self: &Arc<Self>, number: u64, busy: Arc<AtomicBool>) -> Place {
-        self.open().insert(number, (busy, None));
+    fn enter(self: &Arc<Self>, number: u64, activity: Arc<Activity>) -> Place {
+        self.open().insert(number, (activity, None));
         Place {
             connections: self.clone(),
             number,

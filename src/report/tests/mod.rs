@@ -424,6 +424,47 @@ async fn events_are_numbered_masked_and_waited_for() {
     assert_eq!((nothing.events.len(), nothing.next), (0, 2));
 }
 
+/// Whoever asks with the boot and the number of the answer before gets every event, whatever was restarted meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_goes_on_from_one_boot_to_the_next() {
+    let exited = |pid| Event::ServiceStarted {
+        service: "gateway".into(),
+        pid,
+    };
+    let mut world = world(guarded()).await;
+    let mut seen = Vec::new();
+    let mut from = String::new();
+    for round in 0..3 {
+        for pid in 0..=round {
+            world.events.emit(exited(pid));
+        }
+        world.report.carry().await;
+        let begun = Instant::now();
+        // A boot that wrote nothing more is passed over at once, one that has yet to write is waited for.
+        while seen.len() < (round as usize + 1) * (round as usize + 2) / 2 {
+            let path = format!("/events?{from}wait=20s");
+            let events: Events = world.client().get(&path).await.unwrap();
+            from = format!("boot={}&after={}&", events.boot, events.next);
+            seen.extend(events.events.into_iter().map(|event| (event.boot, event.seq)));
+        }
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+        let World { dir, report, .. } = world;
+        report.close(Duration::from_secs(5)).await;
+        // The restart, in the same container; the socket is still served in this process.
+        std::fs::remove_file(dir.path().join("run").join(SOCKET)).unwrap();
+        world = world_in(dir, guarded()).await;
+    }
+    assert!(seen.is_sorted(), "{seen:?}");
+    assert_eq!(seen.iter().map(|(_, seq)| *seq).collect::<Vec<_>>(), [1, 1, 2, 1, 2, 3]);
+    // Nothing follows the last boot but what the present one will say.
+    let path = format!("/events?{from}wait=20s");
+    let client = world.client();
+    let poll = tokio::spawn(async move { client.get::<Events>(&path).await.unwrap() });
+    world.events.emit(exited(9));
+    let events = poll.await.unwrap();
+    assert_eq!((events.boot, events.next), (world.report.status().boot.id, 1));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_are_told_together_and_at_the_end() {
     let world = world(guarded()).await;
@@ -520,6 +561,37 @@ async fn slow_clients_do_not_starve_the_probes() {
         let (status, ..) = world.call("GET", "/healthz", "").await;
         assert_eq!(status, 200);
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+    drop(held);
+}
+
+/// Polls that may stay open keep a probe out no more than connections that may not; and whoever does nothing goes before
+/// whoever waits for something.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probe_gets_in_among_as_many_polls_as_there_may_be() {
+    let world = world(guarded()).await;
+    let addr = world.addr;
+    let held = tokio::task::spawn_blocking(move || {
+        let connect = |first: &str| {
+            let mut stream = TcpStream::connect(addr).unwrap();
+            stream.write_all(first.as_bytes()).unwrap();
+            stream
+        };
+        let poll = format!("GET /events?wait=60s HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\n\r\n");
+        let oldest = connect(&poll);
+        let idle: Vec<TcpStream> = (0..600).map(|_| connect("")).collect();
+        // Asked for before all those came, and not closed for their sake.
+        oldest.set_nonblocking(true).unwrap();
+        let waits = (&oldest).read(&mut [0; 1]).unwrap_err();
+        assert_eq!(waits.kind(), std::io::ErrorKind::WouldBlock);
+        let polls: Vec<TcpStream> = (0..600).map(|_| connect(&poll)).collect();
+        (oldest, idle, polls)
+    })
+    .await
+    .unwrap();
+    for _ in 0..5 {
+        let (status, ..) = world.call("GET", "/healthz", "").await;
+        assert_eq!(status, 200);
     }
     drop(held);
 }
