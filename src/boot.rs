@@ -3,6 +3,7 @@
 mod commands;
 mod keeper;
 mod late;
+mod layout;
 mod live;
 mod place;
 mod signals;

@@ -112,9 +112,11 @@ pub enum Event {
         reason: String,
         kept: String,
     },
+    /// What is not in the last commit, and what of the state is not in it as it should be.
     SnapshotPending {
         paths: u64,
         oldest_ms: u64,
+        warnings: Vec<String>,
     },
     SnapshotCommitted {
         commit: CommitId,
@@ -124,6 +126,7 @@ pub enum Event {
         stored_bytes: u64,
         operations: u64,
         took_ms: u64,
+        warnings: Vec<String>,
     },
     SnapshotFailed {
         why: String,
@@ -234,6 +237,9 @@ impl Event {
             Event::GatewayConfigRolledBack { reason, kept } => vec![reason, kept],
             Event::StoreAvailable { path, .. } => vec![path],
             Event::StoreFenced { by, why } => vec![by, why],
+            Event::SnapshotPending { warnings, .. } | Event::SnapshotCommitted { warnings, .. } => {
+                warnings.iter_mut().collect()
+            }
             Event::BrowserConnected { upstream } => vec![upstream],
             Event::BrowserFailed { upstream, why } => vec![upstream, why],
             Event::MemoryPressure { service, .. } => service.iter_mut().collect(),
@@ -241,8 +247,6 @@ impl Event {
             | Event::BootPhase { .. }
             | Event::RestoreProgress { .. }
             | Event::StateRestored { .. }
-            | Event::SnapshotPending { .. }
-            | Event::SnapshotCommitted { .. }
             | Event::StorePlaced { .. }
             | Event::StoreMeasured { .. }
             | Event::StoreRecovered { .. }

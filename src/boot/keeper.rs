@@ -10,6 +10,7 @@ use std::{
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::{
+    layout::Layout,
     live::Live,
     place::Place,
     state::{Found, Plan, bring_back},
@@ -17,7 +18,7 @@ use super::{
 use crate::{
     config::{self, Config},
     event::{Event, Events, Phase},
-    gateway::{self, Gateway},
+    gateway::Gateway,
     report::control::Refusal,
     state::{
         engine::{self, EngineHandle},
@@ -25,15 +26,9 @@ use crate::{
         model::{CommitId, Meta},
         pace,
         restore::Progress,
-        walk::Root,
     },
     supervise::Handle,
 };
-
-/// Names of the snapshot's roots.
-const STATE: &str = "state";
-const WORKSPACE: &str = "workspace";
-const OURS: &str = "moltinit";
 
 /// Between two reports of how far a restore is.
 const TELLING: Duration = Duration::from_millis(250);
@@ -43,6 +38,7 @@ const TELLING: Duration = Duration::from_millis(250);
 pub struct Keeper {
     running: watch::Receiver<Option<Running>>,
     services: Handle,
+    layout: Layout,
     work: PathBuf,
     restoring: Arc<Semaphore>,
 }
@@ -52,7 +48,6 @@ pub struct Keeper {
 struct Running {
     engine: EngineHandle,
     history: History,
-    roots: Vec<(String, PathBuf)>,
 }
 
 impl Keeper {
@@ -73,6 +68,7 @@ impl Keeper {
         Keeper {
             running,
             services,
+            layout: Layout::new(config),
             work: config.work_dir(),
             restoring: Arc::new(Semaphore::new(1)),
         }
@@ -102,15 +98,14 @@ impl Keeper {
     /// # Errors
     /// At once while another restore runs, or before there is a state.
     pub fn restore(&self, id: CommitId) -> Result<impl Future<Output = Result<(), Refusal>> + Send + use<>, Refusal> {
-        let Running { engine, history, roots } = self.running()?;
+        let Running { engine, history } = self.running()?;
         let busy = |_| Refusal::Conflict("another restore is under way".into());
         let alone = Arc::clone(&self.restoring).try_acquire_owned().map_err(busy)?;
-        let roots = roots.into_iter().filter(|(name, _)| name != OURS).collect();
         let live = Live {
             services: self.services.clone(),
             engine,
             history,
-            roots,
+            layout: self.layout.clone(),
             work: self.work.clone(),
         };
         Ok(async move {
@@ -183,10 +178,14 @@ async fn keep(
         never = tell(&progress, &events) => match never {},
     };
     events.emit(Event::BootPhase { phase: Phase::Prepare });
-    let workspace = gateway.workspace().await;
-    let mut roots = roots(&config);
-    if !roots.iter().any(|(_, path)| workspace.starts_with(path)) {
-        roots.push((WORKSPACE.to_owned(), workspace));
+    gateway.settle().await;
+    if early.is_none() {
+        // Whatever the gateway does from here on is in no snapshot until there is a store.
+        events.emit(Event::SnapshotPending {
+            paths: 1,
+            oldest_ms: 0,
+            warnings: Vec::new(),
+        });
     }
     let start = |found: Found| {
         let history = found.history.clone();
@@ -195,18 +194,8 @@ async fn keep(
             generation,
             head,
         } = found;
-        match engine::start(
-            settings(&config, &roots, &gateway),
-            of,
-            generation,
-            head,
-            events.clone(),
-        ) {
-            Ok(engine) => drop(run.send_replace(Some(Running {
-                engine,
-                history,
-                roots: roots.clone(),
-            }))),
+        match engine::start(settings(&config, &gateway), of, generation, head, events.clone()) {
+            Ok(engine) => drop(run.send_replace(Some(Running { engine, history }))),
             Err(error) => tracing::error!(%error, "changes cannot be committed"),
         }
     };
@@ -242,43 +231,24 @@ async fn tell(progress: &Progress, events: &Events) -> Infallible {
     }
 }
 
-/// The roots that are known before anything is restored.
-fn roots(config: &Config) -> Vec<(String, PathBuf)> {
-    let mut roots = vec![
-        (STATE.to_owned(), config.state_dir.clone()),
-        (OURS.to_owned(), config.data_dir.clone()),
-    ];
-    if let Some(workspace) = config
-        .workspace
-        .clone()
-        .filter(|workspace| !workspace.starts_with(&config.state_dir))
-    {
-        roots.push((WORKSPACE.to_owned(), workspace));
-    }
-    roots
-}
-
 fn plan(config: &Config) -> Plan {
-    let of = config.clone();
     Plan {
         store: config.store.clone(),
-        roots: roots(config),
-        workspace: (WORKSPACE, Box::new(move |text| gateway::workspace_in(&of, text))),
+        layout: Layout::new(config),
         work: config.work_dir(),
         progress: Arc::new(Progress::default()),
     }
 }
 
-fn settings(config: &Config, roots: &[(String, PathBuf)], gateway: &Arc<Gateway>) -> engine::Settings {
+fn settings(config: &Config, gateway: &Arc<Gateway>) -> engine::Settings {
     let gateway = Arc::clone(gateway);
-    let roots = roots.iter().cloned().map(|(name, path)| Root { name, path });
     let config::Snapshot {
         quiet,
         max_delay,
         min_gap,
     } = config.snapshot;
     engine::Settings {
-        roots: roots.collect(),
+        roots: Box::new(Layout::new(config).live()),
         pace: pace::Settings {
             quiet,
             max_delay,

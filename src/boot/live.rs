@@ -6,6 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use tokio::{task::spawn_blocking, time::timeout};
 use ulid::Ulid;
 
+use super::layout::Layout;
 use crate::{
     report::control::Refusal,
     state::{
@@ -27,8 +28,7 @@ pub struct Live {
     pub services: Handle,
     pub engine: EngineHandle,
     pub history: History,
-    /// Without our own data: events and what is undelivered are of now, whatever the state is.
-    pub roots: Vec<(String, PathBuf)>,
+    pub layout: Layout,
     pub work: PathBuf,
 }
 
@@ -77,9 +77,10 @@ impl Live {
     /// Puts a commit in place, and has what changes from then on committed as a generation that began from it.
     async fn place(&self, id: CommitId) -> Result<(), Refusal> {
         self.engine.pause().await.map_err(failed)?;
-        let (history, roots, work) = (self.history.clone(), self.roots.clone(), self.work.clone());
+        let (history, layout, work) = (self.history.clone(), self.layout.clone(), self.work.clone());
         let placed = spawn_blocking(move || {
             let head = history.load(id)?;
+            let roots = layout.of_agent(&history, &head)?;
             restore(&history, &head, &roots, &work, &Progress::default())?;
             Ok::<_, RestoreError>((history.begin(Ulid::generate(), Some(id)), head))
         });

@@ -9,18 +9,16 @@ use std::{
 
 use ulid::Ulid;
 
-use super::store;
+use super::{layout::Layout, store};
 use crate::{
     config,
     event::{Event, Events, Phase, millis},
     state::{
-        fetch,
         head::Head,
         history::{Generation, History},
         legacy::{self, LegacyError},
         recover::{RecoverError, Recovered, recover},
         restore::{Progress, resume},
-        segment::reader::ReadError,
     },
     store::{StoreError, mounts},
 };
@@ -28,50 +26,13 @@ use crate::{
 /// Between looks at a store that is not there or does not answer. A change of the mounts is looked at once.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The gateway's configuration in a snapshot, and the most bytes of it that are read.
-const CONFIG: &[u8] = b"state/openclaw.json";
-const MAX_CONFIG: u64 = 4 << 20;
-
 /// What to bring back, and where to.
 pub struct Plan {
     pub store: config::Store,
-    /// The snapshot's roots and their places on this disk, those that are known beforehand.
-    pub roots: Vec<(String, PathBuf)>,
-    /// Where the root of this name goes when it is not among them, by the gateway's configuration in the snapshot.
-    pub workspace: (&'static str, WorkspaceOf),
+    pub layout: Layout,
     /// A local directory that is the same at every boot of a disk, for the journal of the restore.
     pub work: PathBuf,
     pub progress: Arc<Progress>,
-}
-
-/// From the gateway's configuration, if there is one, to where its agent works.
-pub type WorkspaceOf = Box<dyn Fn(Option<&[u8]>) -> PathBuf + Send>;
-
-impl Plan {
-    /// Where the roots of a commit go. A workspace outside of the state is where the configuration in the commit has
-    /// it; this container may never have seen it.
-    fn targets(&self, history: &History, head: &Head) -> Result<Vec<(String, PathBuf)>, ReadError> {
-        let (name, workspace_of) = &self.workspace;
-        let mut targets = self.roots.clone();
-        if !self.knows_workspace() && head.tree().contains_key(name.as_bytes()) {
-            let config = fetch::file(history, head, CONFIG, MAX_CONFIG)?;
-            // One that is below another root is part of that root from now on.
-            if self.is_apart(config.as_deref()) {
-                targets.push(((*name).to_owned(), workspace_of(config.as_deref())));
-            }
-        }
-        Ok(targets)
-    }
-
-    fn knows_workspace(&self) -> bool {
-        self.roots.iter().any(|(root, _)| root == self.workspace.0)
-    }
-
-    /// Whether the workspace of such a configuration is a root of its own.
-    fn is_apart(&self, config: Option<&[u8]>) -> bool {
-        let path = self.workspace.1(config);
-        self.knows_workspace() || !self.roots.iter().any(|(_, root)| path.starts_with(root))
-    }
 }
 
 /// A store whose history is known, and this boot's place in it.
@@ -160,7 +121,7 @@ fn attempt(plan: &Plan, events: &Events, disk_is_live: bool) -> Result<Found, Tr
     let restore = || {
         recover(
             &history,
-            &|head| plan.targets(&history, head),
+            &|head| plan.layout.of(&history, head),
             &plan.work,
             &plan.progress,
         )
@@ -221,7 +182,7 @@ fn take_over(plan: &Plan, history: &History) -> Result<bool, LegacyError> {
     let Some(backup) = legacy::find(store, &plan.store.instance)? else {
         return Ok(false);
     };
-    let is_apart = |config: Option<&[u8]>| plan.is_apart(config);
+    let is_apart = |config: Option<&[u8]>| plan.layout.has_workspace(config);
     let id = legacy::import(history, store, &backup, &plan.work, &is_apart, &plan.progress)?;
     tracing::info!(commit = %id, "a plain backup was found, and is the first snapshot now");
     Ok(true)

@@ -35,9 +35,7 @@ impl Import {
         }
         let from = Store::open(&std::path::absolute(&self.from)?, Expect::Existing, Patience::default());
         let backup = legacy::find(&from, &config.store.instance)?.ok_or_else(none)?;
-        let is_apart = |text: Option<&[u8]>| {
-            config.workspace.is_some() || !gateway::workspace_in(&config, text).starts_with(&config.state_dir)
-        };
+        let is_apart = |text: Option<&[u8]>| !gateway::workspace_in(&config, text).starts_with(&config.state_dir);
         let id = legacy::import(
             &history,
             &from,

@@ -12,7 +12,7 @@ use tracing_subscriber::filter::Targets;
 use crate::supervise::order;
 
 use super::{
-    Bucket, Callback, Cdp, Config, Log, Problems, Snapshot, Store,
+    Bucket, Callback, Cdp, Config, Log, Problems, Snapshot, Store, Workspace,
     env::{Env, Problem},
     file,
     names::{self, SETTINGS},
@@ -89,9 +89,11 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
             .absolute("state_dir")
             .unwrap_or_else(|| machine.home.join(".openclaw")),
     };
-    let workspace = settings
-        .absolute("workspace")
-        .or_else(|| machine.has_legacy_workspace.then(|| LEGACY_WORKSPACE.into()));
+    let workspace = settings.absolute("workspace").map(Workspace::Named).or_else(|| {
+        machine
+            .has_legacy_workspace
+            .then(|| Workspace::Default(LEGACY_WORKSPACE.into()))
+    });
     let snapshot = Snapshot {
         quiet: settings.duration("snapshot_quiet", Duration::from_millis(250)),
         max_delay: settings.duration("snapshot_max_delay", Duration::from_secs(1)),

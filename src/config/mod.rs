@@ -43,8 +43,8 @@ pub struct Config {
     pub store: Store,
     /// The gateway's state; a root of every snapshot.
     pub state_dir: PathBuf,
-    /// The agent's workspace where it is not below `state_dir`; `None` until the gateway's own configuration names it.
-    pub workspace: Option<PathBuf>,
+    /// The agent's workspace, as far as it is not left to the gateway's own configuration.
+    pub workspace: Option<Workspace>,
     pub snapshot: Snapshot,
     pub http_addr: SocketAddr,
     pub admin_token: Option<Secret>,
@@ -66,6 +66,15 @@ pub struct Config {
     pub warnings: Vec<Problem>,
     /// The file that was named, if one was.
     pub file: Option<PathBuf>,
+}
+
+/// Where the agent works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Workspace {
+    /// Whatever the gateway's configuration says.
+    Named(PathBuf),
+    /// For a configuration that names none: one that names another has the agent's files there.
+    Default(PathBuf),
 }
 
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 use crate::pid1::signals;
 
 use super::{
-    Config, names,
+    Config, Workspace, names,
     service::{Check, OnCrashLoop, Probe, Restart, Service},
 };
 
@@ -28,7 +28,13 @@ impl Config {
             ("instance", Some(store.instance.clone())),
             ("key", secret(store.key.is_some())),
             ("state_dir", shown(&self.state_dir)),
-            ("workspace", self.workspace.as_deref().and_then(shown)),
+            (
+                "workspace",
+                match &self.workspace {
+                    Some(Workspace::Named(path)) => shown(path),
+                    Some(Workspace::Default(_)) | None => None,
+                },
+            ),
             ("snapshot_quiet", Some(duration(self.snapshot.quiet))),
             ("snapshot_max_delay", Some(duration(self.snapshot.max_delay))),
             ("snapshot_min_gap", Some(duration(self.snapshot.min_gap))),

@@ -42,7 +42,7 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::{
-    config::{Config, Problems, env::Env, secret::Mask, service::Restart},
+    config::{Config, Problems, Workspace, env::Env, secret::Mask, service::Restart},
     event::{Event, Events},
     pid1::Spawner,
     supervise::Verdict,
@@ -94,19 +94,33 @@ struct Present {
     pid: Option<i32>,
 }
 
-/// Where an agent works whose own configuration is `text`; `None` is one that has not been configured yet. For a
-/// configuration that is not in its place.
+/// Where an agent works whose own configuration is `text`, or of which there is none yet: what is set, what it says, the
+/// default.
 pub fn workspace_in(config: &Config, text: Option<&[u8]>) -> PathBuf {
-    Places::of(config).workspace_in(text)
+    let places = Places::of(config);
+    let named = text.and_then(|text| places.workspace_in(text));
+    or_default(config, &places, named)
 }
 
-/// Where the agent works, as far as can be said without a gateway: what is set, what the gateway's configuration has, the
-/// default.
+/// Where the agent works, as its configuration has it now.
 pub fn workspace(config: &Config) -> PathBuf {
     let places = Places::of(config);
+    let named = places.workspace();
+    or_default(config, &places, named)
+}
+
+/// The same; `None` while there is no configuration that can be read.
+pub fn configured_workspace(config: &Config) -> Option<PathBuf> {
+    let places = Places::of(config);
+    document::read(&places.config).ok()??;
+    Some(or_default(config, &places, places.workspace()))
+}
+
+fn or_default(config: &Config, places: &Places, named: Option<PathBuf>) -> PathBuf {
     match &config.workspace {
-        Some(path) if config.env.get("MOLTINIT_WORKSPACE").is_some() || !places.names_workspace() => path.clone(),
-        _ => places.workspace(),
+        Some(Workspace::Named(path)) => path.clone(),
+        Some(Workspace::Default(path)) => named.unwrap_or_else(|| path.clone()),
+        None => named.unwrap_or_else(|| places.default_workspace()),
     }
 }
 
@@ -177,16 +191,12 @@ impl Gateway {
         self.may_be_told && settings.token.is_none() && settings.route.is_none()
     }
 
-    /// Where the agent works, as its configuration has it now. State that an older name of the gateway has left is moved
-    /// to where it is looked for today before, since the configuration may be in it.
-    pub async fn workspace(&self) -> PathBuf {
+    /// Moves state that an older name of the gateway has left to where it is looked for today: the configuration may be
+    /// in it, and with it the place of the workspace.
+    pub async fn settle(&self) {
         let places = Arc::clone(&self.places);
-        blocking(move || {
-            // What cannot be moved keeps the gateway from starting, and that says why.
-            let _ = prepare::move_older_state(&places);
-            places.workspace()
-        })
-        .await
+        // What cannot be moved keeps the gateway from starting, and that says why.
+        blocking(move || drop(prepare::move_older_state(&places))).await;
     }
 
     /// Makes the state ready for a start.

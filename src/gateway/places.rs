@@ -57,30 +57,25 @@ impl Places {
         }
     }
 
-    /// Where the agent works; the default if the configuration cannot be read.
-    pub fn workspace(&self) -> PathBuf {
-        let document = document::read(&self.config).ok().flatten();
-        self.workspace_of(&document.map_or(Value::Null, |document| document.value))
+    /// Where the agent works if its configuration does not say.
+    pub fn default_workspace(&self) -> PathBuf {
+        self.default_workspace.clone()
     }
 
-    /// Whether its configuration names a workspace.
-    pub fn names_workspace(&self) -> bool {
-        let document = document::read(&self.config).ok().flatten();
-        document.is_some_and(|document| document.value["agents"]["defaults"]["workspace"].is_string())
+    /// Where the agent works by its configuration in its place, if that can be read and says it.
+    pub fn workspace(&self) -> Option<PathBuf> {
+        self.named_in(&document::read(&self.config).ok()??.value)
     }
 
-    /// Where the agent works with a configuration that is not in its place yet.
-    pub fn workspace_in(&self, config: Option<&[u8]>) -> PathBuf {
-        let text = config.and_then(|bytes| std::str::from_utf8(bytes).ok());
-        let value = text.and_then(|text| document::parse(text.trim_start_matches('\u{feff}')).ok());
-        self.workspace_of(&value.unwrap_or(Value::Null))
+    /// The same for a configuration that is not in its place.
+    pub fn workspace_in(&self, config: &[u8]) -> Option<PathBuf> {
+        let text = std::str::from_utf8(config).ok()?.trim_start_matches('\u{feff}');
+        self.named_in(&document::parse(text).ok()?)
     }
 
-    pub fn workspace_of(&self, config: &Value) -> PathBuf {
-        match config["agents"]["defaults"]["workspace"].as_str() {
-            Some(path) => self.home.join(path.strip_prefix("~/").unwrap_or(path)),
-            None => self.default_workspace.clone(),
-        }
+    pub fn named_in(&self, config: &Value) -> Option<PathBuf> {
+        let path = config["agents"]["defaults"]["workspace"].as_str()?;
+        Some(self.home.join(path.strip_prefix("~/").unwrap_or(path)))
     }
 }
 
@@ -102,7 +97,7 @@ mod tests {
             fs::write(&script, "").unwrap();
             let command = ["node", script.to_str().unwrap(), "gateway"];
             let env: Env = [("HOME", "/home/a")].into_iter().collect();
-            Places::new(&env, Path::new("/state"), &command.map(str::to_owned)).workspace_in(None)
+            Places::new(&env, Path::new("/state"), &command.map(str::to_owned)).default_workspace()
         };
         assert_eq!(of("2026.2.3"), Path::new("/home/a/.openclaw/workspace"));
         assert_eq!(of("2026.9.6"), Path::new("/state/workspace"));

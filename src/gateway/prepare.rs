@@ -171,7 +171,7 @@ pub fn prepare(
         generation,
         changes: patched.changes,
         credentials: Credentials { token, password },
-        workspace: places.workspace_of(&value),
+        workspace: places.named_in(&value).unwrap_or_else(|| places.default_workspace()),
         digest,
         rolled_back,
     })

@@ -1,14 +1,11 @@
 //! What the environment asks of the gateway, read once and checked.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{net::SocketAddr, path::Path};
 
 use url::Url;
 
 use crate::config::{
-    Config, Problems,
+    Config, Problems, Workspace,
     env::{Env, Problem},
     secret::Secret,
 };
@@ -36,15 +33,6 @@ pub struct GatewaySettings {
     /// Where the local CDP port listens; `None` without a browser upstream.
     pub browser: Option<SocketAddr>,
     pub workspace: Option<Workspace>,
-}
-
-/// Where the agent works.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Workspace {
-    /// Whatever the configuration says.
-    Named(PathBuf),
-    /// For a configuration that names none: one that names another has the agent's files there.
-    Default(PathBuf),
 }
 
 /// Which provider answers the agent, in moltworker's order of preference.
@@ -162,14 +150,9 @@ impl GatewaySettings {
     pub fn from_env(env: &Env, config: &Config) -> Result<GatewaySettings, Problems> {
         let service = config.services.iter().find(|service| service.name == "gateway");
         let command = service.map(|service| service.command.as_slice()).unwrap_or_default();
-        let named = env.get("MOLTINIT_WORKSPACE").is_some();
-        let workspace = config.workspace.clone().map(|path| match named {
-            true => Workspace::Named(path),
-            false => Workspace::Default(path),
-        });
         let browser = config.cdp.upstream.is_some().then_some(config.cdp.addr);
         let fallbacks = config.model_fallbacks.as_deref();
-        GatewaySettings::read(env, command, fallbacks, browser, workspace).map_err(Problems)
+        GatewaySettings::read(env, command, fallbacks, browser, config.workspace.clone()).map_err(Problems)
     }
 
     /// The settings of an environment alone.

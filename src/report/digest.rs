@@ -25,6 +25,8 @@ pub struct Totals {
     pub operations: u64,
     /// The slowest.
     pub took_ms: u64,
+    /// Of the newest.
+    pub warnings: Vec<String>,
 }
 
 /// Decides when commits are told; a function of what it is given.
@@ -45,6 +47,7 @@ impl Digest {
             stored_bytes,
             operations,
             took_ms,
+            ref warnings,
         } = *event
         else {
             return;
@@ -60,6 +63,7 @@ impl Digest {
             stored_bytes: sum(stored_bytes, |held| held.stored_bytes),
             operations: sum(operations, |held| held.operations),
             took_ms: before.as_ref().map_or(0, |held| held.took_ms).max(took_ms),
+            warnings: warnings.clone(),
         });
     }
 
@@ -100,6 +104,7 @@ mod tests {
             stored_bytes: 10,
             operations: 2,
             took_ms: seq % 7,
+            warnings: Vec::new(),
         }
     }
 

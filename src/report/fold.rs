@@ -42,7 +42,12 @@ pub fn fold(mut status: Status, event: &Event, now: Timestamp) -> Status {
         Event::StateRestoreDegraded { wanted, used, why } => {
             status.restore_degraded = Some(Degraded { wanted, used, why });
         }
-        Event::SnapshotPending { paths, oldest_ms } => {
+        Event::SnapshotPending {
+            paths,
+            oldest_ms,
+            warnings,
+        } => {
+            status.snapshots.warnings = warnings;
             status.snapshots.pending_paths = paths;
             status.snapshots.pending_since = (paths > 0).then(|| before(now, oldest_ms));
         }
@@ -54,7 +59,9 @@ pub fn fold(mut status: Status, event: &Event, now: Timestamp) -> Status {
             stored_bytes,
             operations,
             took_ms,
+            warnings: _,
         } => {
+            // What it lacks, and what has changed meanwhile, is said by the `SnapshotPending` that comes with it.
             status.costs = status.costs.spend(stored_bytes, operations, now);
             let snapshots = &mut status.snapshots;
             snapshots.last = Some(Commit {
@@ -70,9 +77,6 @@ pub fn fold(mut status: Status, event: &Event, now: Timestamp) -> Status {
             });
             snapshots.commits += 1;
             snapshots.failing = None;
-            snapshots.pending_paths = 0;
-            // What changed while it was being taken is said by the next `SnapshotPending`.
-            snapshots.pending_since = None;
         }
         Event::SnapshotFailed { why, retry_in_ms } => {
             status.snapshots.failures += 1;

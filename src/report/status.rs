@@ -121,6 +121,9 @@ pub struct Snapshots {
     pub behind_seconds: u64,
     pub pending_paths: u64,
     pub pending_since: Option<Timestamp>,
+    /// What the last commit does not have as it should be, a line each: a locked database, a file that cannot be read.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// In this boot.
     pub commits: u64,
     pub failures: u64,

@@ -113,6 +113,21 @@ mod tests {
     }
 
     #[test]
+    fn the_list_is_documented() {
+        let documented: Vec<&str> = include_str!("../../docs/store-format.md")
+            .lines()
+            .skip_while(|line| *line != "## What is left out")
+            .skip_while(|line| !line.starts_with("| --- "))
+            .skip(1)
+            .take_while(|line| line.starts_with('|'))
+            .collect();
+        let rules = RULES
+            .iter()
+            .map(|rule| format!("| `{}` | `{}` | {} |", rule.root, rule.pattern, rule.why));
+        assert_eq!(documented, rules.collect::<Vec<_>>());
+    }
+
+    #[test]
     fn what_the_gateway_makes_again_is_left_out() {
         assert!(dir_out("state", "tmp") && out("state", "tmp/openclaw-0/gateway.1.lock.sqlite"));
         assert!(dir_out("state", "cache") && out("state", "npm/a/b/c"));

@@ -19,6 +19,7 @@ use ulid::Ulid;
 
 use super::{
     capture::{self, Captured, Memory},
+    changes::Changes,
     head::Head,
     history::History,
     model::{CommitId, Meta, Reason},
@@ -26,7 +27,7 @@ use super::{
     restore::Progress,
     segment::{SegmentError, SegmentWriter, reader::ReadError},
     walk::Root,
-    watch::{Changes, Watch},
+    watch::Watch,
 };
 use crate::store::{Store, StoreError};
 

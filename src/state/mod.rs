@@ -6,6 +6,7 @@
 //! [`compact`] keeps what the kept ones need in few objects.
 
 pub mod capture;
+pub mod changes;
 pub mod check;
 pub mod chunk;
 pub mod compact;

@@ -108,11 +108,6 @@ impl Pace {
         if due <= now { Step::Commit } else { Step::WaitUntil(due) }
     }
 
-    /// Since when the oldest change has been waiting, taken in by a running commit or not.
-    pub fn waiting_since(&self) -> Option<Instant> {
-        self.running.and_then(|running| running.first).or(self.waiting.first)
-    }
-
     /// How long until a failed commit is tried again, if nobody asks before.
     pub fn retry_in(&self, now: Instant) -> Duration {
         self.not_before
@@ -233,7 +228,7 @@ mod tests {
             world.end(true);
             prop_assert!(!world.uncommitted, "a change was forgotten");
             prop_assert_eq!(world.pace.step(&SETTINGS, world.now), Step::Wait);
-            prop_assert!(world.pace.waiting_since().is_none());
+            prop_assert!(world.pace.waiting.first.is_none());
         }
 
         #[test]

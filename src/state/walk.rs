@@ -29,8 +29,16 @@ pub struct Root {
     pub path: PathBuf,
 }
 
-/// Longest time between two ticks of a filesystem's clock.
-pub const TICK: Duration = Duration::from_millis(50);
+/// Longest time between two ticks of a filesystem's clock, and of the clock of one that keeps whole seconds.
+const TICK: Duration = Duration::from_millis(50);
+const COARSE_TICK: Duration = Duration::from_secs(2);
+
+/// Whether a file's last change, at `ns` since 1970, was so long ago that another would leave another time.
+pub fn is_settled(ns: i64) -> bool {
+    let tick = if ns % 1_000_000_000 == 0 { COARSE_TICK } else { TICK };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.saturating_sub(tick).as_nanos()).is_ok_and(|last| ns < last)
+}
 
 /// What tells one version of a file from another, and what a snapshot keeps of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,8 +94,6 @@ impl From<FileStat> for Stat {
         };
         let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
         let ctime_ns = nanos(stat.st_ctime, stat.st_ctime_nsec);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let settled = i64::try_from(now.saturating_sub(TICK).as_nanos()).is_ok_and(|last| ctime_ns < last);
         Stat {
             dev: stat.st_dev,
             ino: stat.st_ino,
@@ -99,7 +105,7 @@ impl From<FileStat> for Stat {
             len: u64::try_from(stat.st_size).unwrap_or(0),
             mtime_ns: nanos(stat.st_mtime, stat.st_mtime_nsec),
             ctime_ns,
-            settled,
+            settled: is_settled(ctime_ns),
         }
     }
 }
@@ -284,6 +290,16 @@ mod tests {
         let (file, stat) = below.file(b"d/a").unwrap();
         assert_eq!((io::read_to_string(file).unwrap().as_str(), stat.len), ("in", 2));
         assert!(is_gone(&root(&dir).file(b"d/a").unwrap_err()));
+    }
+
+    #[test]
+    fn a_clock_of_whole_seconds_takes_longer_to_move_on() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as i64;
+        let second = 1_000_000_000;
+        assert!(is_settled((now - second) / second * second + 1));
+        assert!(!is_settled((now - second) / second * second));
+        assert!(is_settled((now - 4 * second) / second * second));
+        assert!(!is_settled(now + second));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     os::unix::{ffi::OsStrExt, net::UnixStream},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
@@ -21,61 +22,14 @@ use nix::{
 };
 
 use crate::state::{
+    changes::{Changes, Depth},
     exclude::excluded,
     model::TreePath,
     walk::{join, split},
 };
 
-/// How far to look at a path that changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Depth {
-    /// The path itself.
-    Itself,
-    /// And, if it is a directory, everything below it.
-    Below,
-}
-
-/// Paths to look at again.
-#[derive(Debug, Default)]
-pub struct Changes {
-    pub paths: HashMap<TreePath, Depth>,
-    /// Set when names were lost: everything has to be looked at. Says why.
-    pub rescan: Option<&'static str>,
-}
-
-/// Beyond this many names a full look is cheaper than the memory they take.
-const MOST_PATHS: usize = 50_000;
-
-impl Changes {
-    pub fn is_empty(&self) -> bool {
-        self.paths.is_empty() && self.rescan.is_none()
-    }
-
-    pub fn add(&mut self, path: TreePath, depth: Depth) {
-        let known = self.paths.entry(path).or_insert(depth);
-        *known = depth.max(*known);
-        if self.paths.len() > MOST_PATHS {
-            self.lost("too many paths changed");
-        }
-    }
-
-    pub fn lost(&mut self, why: &'static str) {
-        self.paths = HashMap::new();
-        self.rescan.get_or_insert(why);
-    }
-
-    pub fn merge(&mut self, other: Changes) {
-        if let Some(why) = other.rescan {
-            self.lost(why);
-        }
-        for (path, depth) in other.paths {
-            self.add(path, depth);
-        }
-    }
-}
-
 const EVENTS: Flags = Flags::IN_MODIFY
-    .union(Flags::IN_CLOSE_WRITE) // a writer through a memory map shows only here
+    .union(Flags::IN_CLOSE_WRITE)
     .union(Flags::IN_ATTRIB)
     .union(Flags::IN_CREATE)
     .union(Flags::IN_DELETE)
@@ -95,6 +49,8 @@ struct Seen {
     woken: bool,
     /// Why some directories are not watched.
     blind: Option<String>,
+    /// Why nothing is watched any more.
+    failed: Option<String>,
 }
 
 struct Shared {
@@ -134,7 +90,7 @@ impl Watch {
                 let mine = Arc::clone(&shared);
                 let reader = std::thread::Builder::new()
                     .name("state-watch".into())
-                    .spawn(move || mine.read(&stopped, &wake));
+                    .spawn(move || mine.watch(&stopped, &wake));
                 match reader {
                     Ok(reader) => (Some(stop), Some(reader)),
                     Err(error) => {
@@ -154,6 +110,9 @@ impl Watch {
             return;
         };
         let mut seen = self.shared.seen();
+        if seen.failed.is_some() {
+            return;
+        }
         match inotify.add_watch(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_str(), EVENTS) {
             Ok(wd) => {
                 let before = seen.dirs.insert(wd.as_raw(), path.to_vec());
@@ -183,7 +142,8 @@ impl Watch {
     /// Why some directories are not watched, if so. A full scan places the watches again: [`Watch::forget_blindness`]
     /// before it.
     pub fn blind(&self) -> Option<String> {
-        self.shared.seen().blind.clone()
+        let seen = self.shared.seen();
+        seen.failed.clone().or_else(|| seen.blind.clone())
     }
 
     pub fn forget_blindness(&self) {
@@ -207,8 +167,24 @@ impl Shared {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read(&self, stopped: &UnixStream, wake: &impl Fn()) {
-        let Some(inotify) = &self.inotify else { return };
+    /// Reads until it is stopped. Whatever else ends it leaves the watch blind, and is said.
+    fn watch(&self, stopped: &UnixStream, wake: &impl Fn()) {
+        let why = match catch_unwind(AssertUnwindSafe(|| self.read(stopped, wake))) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => format!("inotify failed: {error}"),
+            Err(_) => "the watch failed".to_owned(),
+        };
+        {
+            let mut seen = self.seen();
+            seen.failed = Some(why);
+            seen.changes.lost("the watch failed");
+            seen.woken = true;
+        }
+        wake();
+    }
+
+    fn read(&self, stopped: &UnixStream, wake: &impl Fn()) -> Result<(), Errno> {
+        let Some(inotify) = &self.inotify else { return Ok(()) };
         loop {
             let mut ready = [
                 PollFd::new(inotify.as_fd(), PollFlags::POLLIN),
@@ -216,15 +192,10 @@ impl Shared {
             ];
             match poll(&mut ready, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => {
-                    let mut seen = self.seen();
-                    seen.blind = Some(format!("inotify failed: {error}"));
-                    seen.changes.lost("inotify failed");
-                    return;
-                }
+                Err(error) => return Err(error),
             }
             if ready[1].revents().is_some_and(|events| !events.is_empty()) {
-                return;
+                return Ok(());
             }
             let mut seen = self.seen();
             self.drain(&mut seen);
@@ -249,6 +220,9 @@ impl Shared {
 impl Seen {
     fn note(&mut self, inotify: &Inotify, event: &InotifyEvent) {
         if event.mask.contains(Flags::IN_Q_OVERFLOW) {
+            tracing::warn!(
+                "the queue of inotify ran over (fs.inotify.max_queued_events): everything is looked at again"
+            );
             self.changes.lost("the queue of inotify ran over");
             return;
         }
@@ -282,6 +256,8 @@ impl Seen {
         let moved_or_made = Flags::IN_CREATE | Flags::IN_MOVED_TO | Flags::IN_MOVED_FROM | Flags::IN_DELETE;
         let depth = if is_dir && event.mask.intersects(moved_or_made) {
             Depth::Below
+        } else if event.mask.contains(Flags::IN_CLOSE_WRITE) {
+            Depth::Written
         } else {
             Depth::Itself
         };
@@ -314,7 +290,14 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, sync::mpsc};
+    use std::{
+        fs,
+        os::unix::fs::PermissionsExt,
+        sync::{
+            atomic::{AtomicBool, Ordering},
+            mpsc,
+        },
+    };
 
     use super::*;
 
@@ -370,7 +353,7 @@ mod tests {
         fs::write(f.dir.path().join("b"), "1").unwrap();
         assert_eq!(
             f.changed(),
-            [("state/a".into(), Depth::Itself), ("state/b".into(), Depth::Itself)]
+            [("state/a".into(), Depth::Written), ("state/b".into(), Depth::Written)]
         );
         assert!(f.woken.try_recv().is_err());
         fs::remove_file(f.dir.path().join("a")).unwrap();
@@ -404,22 +387,59 @@ mod tests {
         f.watch_dir("c");
         f.watch_dir("c/b");
         fs::write(f.dir.path().join("c/b/x"), "").unwrap();
-        assert_eq!(f.changed(), [("state/c/b/x".into(), Depth::Itself)]);
+        assert_eq!(f.changed(), [("state/c/b/x".into(), Depth::Written)]);
         // Placed again before the move has been heard of: the move must not take the new watch away.
         fs::rename(f.dir.path().join("c"), f.dir.path().join("d")).unwrap();
         f.watch_dir("d");
         f.watch_dir("d/b");
         f.changed();
         fs::write(f.dir.path().join("d/b/y"), "").unwrap();
-        assert_eq!(f.changed(), [("state/d/b/y".into(), Depth::Itself)]);
+        assert_eq!(f.changed(), [("state/d/b/y".into(), Depth::Written)]);
     }
 
     #[test]
-    fn too_many_names_become_one_rescan() {
-        let mut changes = Changes::default();
-        for number in 0..=MOST_PATHS {
-            changes.add(number.to_string().into_bytes(), Depth::Itself);
+    fn a_queue_that_runs_over_calls_for_a_full_look() {
+        let most: usize = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events")
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a"), "").unwrap();
+        fs::write(dir.path().join("b"), "").unwrap();
+        let watch = Watch::start(|| {});
+        let open = fs::File::open(dir.path()).unwrap();
+        watch.dir(b"state", open.as_fd());
+        // While somebody holds what was seen, nobody empties the queue. Of equal events in a row one is kept.
+        let seen = watch.shared.seen();
+        for n in 0..=most {
+            fs::set_permissions(dir.path().join(["a", "b"][n % 2]), fs::Permissions::from_mode(0o600)).unwrap();
         }
-        assert!(changes.rescan.is_some() && changes.paths.is_empty());
+        drop(seen);
+        let changes = watch.take();
+        assert!(
+            changes.rescan.is_some_and(|why| why.contains("ran over")),
+            "{changes:?}"
+        );
+        assert!(changes.since.is_some());
+        assert_eq!(watch.blind(), None);
+    }
+
+    #[test]
+    fn a_watch_whose_thread_has_failed_says_so_and_wakes() {
+        let (wake, woken) = mpsc::channel();
+        let first = AtomicBool::new(true);
+        let watch = Watch::start(move || {
+            let _ = wake.send(());
+            assert!(!first.swap(false, Ordering::Relaxed), "a failure");
+        });
+        let dir = tempfile::tempdir().unwrap();
+        watch.dir(b"state", fs::File::open(dir.path()).unwrap().as_fd());
+        fs::write(dir.path().join("a"), "").unwrap();
+        woken.recv().unwrap();
+        woken.recv().unwrap();
+        assert!(watch.take().rescan.is_some());
+        watch.forget_blindness();
+        assert!(watch.blind().is_some_and(|why| why.contains("failed")));
     }
 }

@@ -120,4 +120,8 @@ impl Backend for Faulty {
         self.faults.suffer("removing", &self.dir.join(name))?;
         self.inner.delete_dir(name)
     }
+
+    fn operations(&self, len: u64) -> u64 {
+        self.inner.operations(len)
+    }
 }

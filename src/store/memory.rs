@@ -74,7 +74,7 @@ impl Backend for Memory {
                 bucket.class_a += 2;
             }
         }
-        bucket.class_a += 3;
+        bucket.class_a += super::s3fs::operations(len);
         let before = bucket.objects.insert(name.to_owned(), bytes);
         assert!(before.is_none(), "{name} was overwritten");
         Ok(())
@@ -118,5 +118,9 @@ impl Backend for Memory {
             bucket.dirs.remove(name);
         }
         Ok(())
+    }
+
+    fn operations(&self, len: u64) -> u64 {
+        super::s3fs::operations(len)
     }
 }

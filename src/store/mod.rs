@@ -72,6 +72,8 @@ trait Backend: Send + Sync + 'static {
     fn read(&self, name: &str, file: &File, offset: u64, len: usize) -> Result<Vec<u8>, StoreError>;
     fn delete(&self, name: &str) -> Result<(), StoreError>;
     fn delete_dir(&self, name: &str) -> Result<(), StoreError>;
+    /// See [`Store::operations`]. Does not block.
+    fn operations(&self, len: u64) -> u64;
 }
 
 /// Calls in flight at one time: enough to hide an object store's latency while restoring.
@@ -130,6 +132,11 @@ impl Store {
             source,
         })?;
         self.call("writing", name, len, move |backend, name| backend.put(name, &body, len))
+    }
+
+    /// Writing operations (class A, as buckets charge them) that a new object of `len` bytes takes.
+    pub fn operations(&self, len: u64) -> u64 {
+        self.backend.operations(len)
     }
 
     /// Opens an object for reading.

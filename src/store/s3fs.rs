@@ -26,6 +26,18 @@ pub const SERVICE: &str = "mount";
 
 const PROGRAM: &str = "s3fs";
 
+/// Bytes of a part; what is longer is written in parts.
+const PART: u64 = 5 << 20;
+
+/// Operations of class A that a new object of `len` bytes takes: it is looked for (LIST), made empty (PUT) and written
+/// (PUT; in parts a POST to begin, a PUT each and a POST to end).
+pub fn operations(len: u64) -> u64 {
+    match len.div_ceil(PART) {
+        0 | 1 => 3,
+        parts => 4 + parts,
+    }
+}
+
 /// s3fs gives a hung request up after this many tries.
 const RETRIES: u32 = 3;
 
@@ -61,8 +73,9 @@ pub fn service() -> Service {
 /// Nothing secret is in it.
 fn command(bucket: &Bucket, at: &Path) -> Vec<String> {
     let options = format!(
-        "url={},use_path_request_style,nomixupload,enable_noobj_cache,stat_cache_expire=60,multipart_size=5,retries={RETRIES}",
-        bucket.endpoint
+        "url={},use_path_request_style,nomixupload,enable_noobj_cache,stat_cache_expire=60,multipart_size={},retries={RETRIES}",
+        bucket.endpoint,
+        PART >> 20
     );
     [PROGRAM, &bucket.name, &at.to_string_lossy(), "-f", "-o", &options]
         .map(str::to_owned)

@@ -36,8 +36,16 @@ fn a_store_that_hangs_holds_nothing_up_and_loses_nothing() {
     fs::write(disk.state().join("note"), "before").unwrap();
     let before = commit(&container);
 
+    let behind = || container.status()["snapshots"]["behind_seconds"].as_u64().unwrap();
+    eventually("nothing that is not durable", PATIENCE, || {
+        (behind() == 0).then_some(())
+    });
+
     wire.tell("hang");
     fs::write(disk.state().join("note"), "during").unwrap();
+    // Before anything is given up, the change is known not to be durable, and gets older.
+    eventually("a change that waits", PATIENCE, || (behind() >= 2).then_some(()));
+    assert!(container.status()["snapshots"]["failing"].is_null());
     let failed = || {
         let began = Instant::now();
         for probe in ["/healthz", "/startupz", "/readyz", "/status"] {
@@ -52,6 +60,7 @@ fn a_store_that_hangs_holds_nothing_up_and_loses_nothing() {
         before.as_str(),
         "nothing is claimed"
     );
+    assert!(behind() >= 20, "{} s behind", behind());
     let gateway = || container.status()["services"]["gateway"]["pid"].as_i64();
     let pid = gateway().expect("a gateway");
     let killed = process::outside(container.init.as_raw(), pid as i32);
@@ -64,6 +73,7 @@ fn a_store_that_hangs_holds_nothing_up_and_loses_nothing() {
         (last != before.as_str()).then_some(())
     });
     event(&container, "store.recovered");
+    eventually("nothing that is not durable", OUTAGE, || (behind() == 0).then_some(()));
     container.kill();
     drop(mount);
 

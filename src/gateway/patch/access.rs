@@ -1,12 +1,10 @@
 //! Who reaches the gateway and how: port, authentication, proxies, control UI; and where the agent works.
 
 use super::{
-    super::{
-        settings::{GatewaySettings, Workspace},
-        version::Generation,
-    },
+    super::{settings::GatewaySettings, version::Generation},
     editor::Editor,
 };
+use crate::config::Workspace;
 
 /// Where the requests of a Cloudflare Worker come from, as moltworker has it. An exact address, since the early
 /// generation takes no ranges.

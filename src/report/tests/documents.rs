@@ -56,6 +56,7 @@ fn eventful() -> Status {
             stored_bytes: 1,
             operations: 1,
             took_ms: 1,
+            warnings: vec![why()],
         },
         Event::SnapshotFailed {
             why: why(),

@@ -479,6 +479,7 @@ async fn commits_are_told_together_and_at_the_end() {
         stored_bytes: 10,
         operations: 2,
         took_ms: 1,
+        warnings: Vec::new(),
     };
     for seq in 1..=5 {
         world.events.emit(committed(seq));

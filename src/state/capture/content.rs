@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::FileExt,
     time::Duration,
 };
 
@@ -13,8 +14,9 @@ use nix::{
 
 use crate::state::{
     chunk,
-    model::Extent,
+    model::{Extent, Hash},
     segment::{SegmentError, SegmentWriter},
+    sqlite,
     walk::{Below, Stat},
 };
 
@@ -30,7 +32,7 @@ pub struct Content {
 pub enum Steady {
     /// Nothing changed while it was read.
     Still,
-    /// It grew: what was read is its beginning up to where it ended when it was opened.
+    /// It grew, and nothing else: what was read is its beginning up to where it ended when it was opened.
     Grew,
     /// It was written to in the middle; what was read is a bit of before and a bit of after.
     Torn,
@@ -42,6 +44,8 @@ pub enum ReadFailure {
     File(#[from] io::Error),
     #[error(transparent)]
     Segment(#[from] SegmentError),
+    #[error("it is a database")]
+    Database,
 }
 
 /// Times a file is read again that changes while it is read, and how long a writer is given to finish.
@@ -50,11 +54,17 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// A growing file longer than this is not read again: logs grow for ever.
 const LONG: u64 = 4 << 20;
 
-/// Reads the file at `rel` into chunks, again if it changes meanwhile.
-pub fn read(below: &mut Below, rel: &[u8], writer: &mut SegmentWriter) -> Result<Content, ReadFailure> {
+/// Reads the file at `rel` into chunks, again if it changes meanwhile. A database is read only if it is as good as no
+/// database: bytes that were read one after the other are no image of it.
+pub fn read(
+    below: &mut Below,
+    rel: &[u8],
+    even_a_database: bool,
+    writer: &mut SegmentWriter,
+) -> Result<Content, ReadFailure> {
     let mut tries = 1;
     loop {
-        let content = read_once(below, rel, writer)?;
+        let content = read_once(below, rel, even_a_database, writer)?;
         let enough = match content.steady {
             Steady::Still => true,
             Steady::Grew => content.stat.len > LONG,
@@ -68,14 +78,26 @@ pub fn read(below: &mut Below, rel: &[u8], writer: &mut SegmentWriter) -> Result
     }
 }
 
-fn read_once(below: &mut Below, rel: &[u8], writer: &mut SegmentWriter) -> Result<Content, ReadFailure> {
+fn read_once(
+    below: &mut Below,
+    rel: &[u8],
+    even_a_database: bool,
+    writer: &mut SegmentWriter,
+) -> Result<Content, ReadFailure> {
     let (mut file, stat) = below.file(rel)?;
+    if !even_a_database && is_database(&file)? {
+        return Err(ReadFailure::Database);
+    }
     let extents = extents(&mut file, stat.len, |bytes| writer.put(bytes))?;
     let len: u64 = extents.iter().map(chunk::len).sum();
     let after = Stat::of(&file)?;
-    let steady = if (after.len, after.mtime_ns, after.ctime_ns) == (stat.len, stat.mtime_ns, stat.ctime_ns) {
+    let still = (after.len, after.mtime_ns, after.ctime_ns) == (stat.len, stat.mtime_ns, stat.ctime_ns);
+    if !still && !even_a_database && is_database(&file)? {
+        return Err(ReadFailure::Database);
+    }
+    let steady = if still {
         Steady::Still
-    } else if after.len > stat.len && len == stat.len {
+    } else if after.len > stat.len && has(&mut file, &extents)? {
         Steady::Grew
     } else {
         Steady::Torn
@@ -87,10 +109,23 @@ fn read_once(below: &mut Below, rel: &[u8], writer: &mut SegmentWriter) -> Resul
     })
 }
 
+fn is_database(file: &File) -> io::Result<bool> {
+    let mut begin = [0; sqlite::MAGIC.len()];
+    let len = file.metadata()?.len();
+    Ok(len >= sqlite::SMALLEST && file.read_at(&mut begin, 0)? == begin.len() && begin == *sqlite::MAGIC)
+}
+
+/// Whether a file still begins with what was read of it: one that was appended to does, one that was written over and
+/// became longer does not.
+fn has(file: &mut File, read: &[Extent]) -> Result<bool, ReadFailure> {
+    let len = read.iter().map(chunk::len).sum();
+    Ok(extents(file, len, |bytes| Ok::<_, io::Error>(Hash::of(bytes)))? == read)
+}
+
 /// The first `len` bytes, or fewer if there are no more.
 fn extents<P, E>(file: &mut File, len: u64, mut put: P) -> Result<Vec<Extent>, ReadFailure>
 where
-    P: FnMut(&[u8]) -> Result<crate::state::model::Hash, E>,
+    P: FnMut(&[u8]) -> Result<Hash, E>,
     ReadFailure: From<E>,
 {
     let mut found = Vec::new();
@@ -155,12 +190,25 @@ pub fn beginning<const N: usize>(below: &mut Below, rel: &[u8]) -> io::Result<Ve
     Ok(bytes)
 }
 
+/// Whether there are only zeros after the first `at` bytes of a file.
+pub fn is_zero_after(below: &mut Below, rel: &[u8], at: u64) -> io::Result<bool> {
+    let (mut file, _) = below.file(rel)?;
+    file.seek(SeekFrom::Start(at))?;
+    let mut bytes = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut bytes)? {
+            0 => return Ok(true),
+            n if bytes[..n].iter().any(|byte| *byte != 0) => return Ok(false),
+            _ => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{io::Write, os::unix::fs::FileExt};
 
     use super::*;
-    use crate::state::model::Hash;
 
     fn of(file: &mut File, len: u64) -> Vec<Extent> {
         extents(file, len, |bytes| Ok::<_, io::Error>(Hash::of(bytes))).unwrap()
@@ -204,5 +252,19 @@ mod tests {
         let shorter = of(&mut file, 2000);
         assert_eq!(shorter.iter().map(chunk::len).sum::<u64>(), 1000);
         assert_eq!(of(&mut file, 0), []);
+    }
+
+    #[test]
+    fn what_was_written_over_and_became_longer_did_not_only_grow() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 300_000]).unwrap();
+        let read = of(&mut file, 300_000);
+        file.seek(SeekFrom::End(0)).unwrap();
+        file.write_all(&[2; 1000]).unwrap();
+        assert!(has(&mut file, &read).unwrap());
+        file.write_all_at(&[3], 200_000).unwrap();
+        assert!(!has(&mut file, &read).unwrap());
+        file.set_len(100_000).unwrap();
+        assert!(!has(&mut file, &read).unwrap());
     }
 }

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::memory::Memory;
 use crate::state::{
+    changes::{Changes, Depth},
     exclude::excluded,
     model::{Kind, Tree, TreePath},
     walk::{Below, Root, Stat, What, is_gone, join, split},
-    watch::{Changes, Depth, Watch},
+    watch::Watch,
 };
 
 /// Deeper than this or with a longer path nothing is captured: no tool could use it, and each level takes an open
@@ -98,6 +99,8 @@ pub struct Look<'a> {
     pub found: BTreeMap<TreePath, Found>,
     /// Looked at once more although nothing about them has changed.
     forced: HashSet<TreePath>,
+    /// Files that a writer has closed: their content may have changed and their times not, through a memory map.
+    pub written: HashSet<TreePath>,
     queue: Vec<(TreePath, Depth)>,
     /// Directories that could not be listed, and why.
     pub unlisted: Vec<(TreePath, String)>,
@@ -116,6 +119,7 @@ impl<'a> Look<'a> {
             watch,
             found: BTreeMap::new(),
             forced: HashSet::new(),
+            written: HashSet::new(),
             queue: Vec::new(),
             unlisted: Vec::new(),
             refused: Vec::new(),
@@ -165,6 +169,10 @@ impl<'a> Look<'a> {
             self.force(base.to_vec());
         }
         self.force_other_names(&path, &found);
+        if depth == Depth::Written && self.is_read_as_file(&path, &found) {
+            self.forced.insert(path.clone());
+            self.written.insert(path.clone());
+        }
         match &found {
             Found::At(stat) => {
                 let in_tree = self.tree.get(&path).is_some_and(|entry| entry.kind == Kind::Dir);
@@ -180,6 +188,11 @@ impl<'a> Look<'a> {
                 self.found.insert(path, found);
             }
         }
+    }
+
+    /// A database is not: SQLite writes without a map.
+    fn is_read_as_file(&self, path: &[u8], found: &Found) -> bool {
+        matches!(found, Found::At(stat) if stat.what == What::File && self.memory.database(path, stat.inode()).is_none())
     }
 
     fn is_still(&self, path: &[u8], found: &Found) -> bool {

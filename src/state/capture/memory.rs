@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::state::{
     model::TreePath,
     sqlite,
-    walk::{Stat, What},
+    walk::{Stat, What, show},
 };
 
 /// A file whatever its names.
@@ -38,8 +38,9 @@ pub struct Update {
     pub troubles: Vec<(TreePath, String)>,
 }
 
-/// Most troubles named in a commit.
+/// Most troubles named in a commit, and how much is shown of a path.
 const MOST_NAMED: usize = 50;
+const SHOWN: usize = 200;
 
 impl Memory {
     pub fn stat(&self, path: &[u8]) -> Option<&Stat> {
@@ -57,6 +58,11 @@ impl Memory {
             .get(path)
             .filter(|(known, _)| *known == inode)
             .map(|(_, known)| known)
+    }
+
+    /// Whether it could not be captured as it should be.
+    pub fn is_troubled(&self, path: &[u8]) -> bool {
+        self.troubles.contains_key(path)
     }
 
     /// Nothing has been captured yet in this process.
@@ -117,7 +123,7 @@ impl Memory {
         let named = troubles
             .into_iter()
             .take(MOST_NAMED)
-            .map(|(path, why)| format!("{}: {why}", crate::state::walk::show(path)));
+            .map(|(path, why)| format!("{}: {why}", shown(path)));
         let rest = (more > 0).then(|| format!("and {more} more"));
         named.chain(rest).collect()
     }
@@ -133,4 +139,13 @@ impl Memory {
             self.names.remove(&(stat.inode(), path.to_vec()));
         }
     }
+}
+
+/// A path for a person to read, without its middle if it is very long.
+fn shown(path: &[u8]) -> String {
+    let half = SHOWN / 2;
+    if path.len() <= SHOWN {
+        return show(path);
+    }
+    format!("{}…{}", show(&path[..half]), show(&path[path.len() - half..]))
 }

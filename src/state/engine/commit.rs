@@ -13,13 +13,13 @@ use crate::{
     event::{Event, millis},
     state::{
         capture::{self, Captured},
+        changes::Changes,
         compact::{self, CompactError, compact},
         model::{CommitId, Meta, Reason},
         pace::{Input, Step},
         prune::Own,
         retain::Record,
         segment::{Segment, SegmentError, SegmentWriter, reader::ReadError},
-        watch::Changes,
     },
     store::StoreError,
 };
@@ -50,6 +50,8 @@ pub(super) enum Failure {
     Store(#[from] StoreError),
     #[error(transparent)]
     Segment(#[from] SegmentError),
+    #[error("a fault in moltinit itself, after which it looks at everything anew: {0}")]
+    Fault(String),
 }
 
 impl Engine {
@@ -64,8 +66,13 @@ impl Engine {
 
     /// The newest commit, with what it does not have as it is now: nothing may have been committed since that showed.
     pub(super) fn answer(&mut self) -> Option<Meta> {
-        let warnings = self.memory.warnings(&capture::Update::default());
+        let warnings = self.warnings();
         self.newest().map(|meta| Meta { warnings, ..meta })
+    }
+
+    /// What the newest commit does not have as it is now, a line each.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.memory.warnings(&capture::Update::default())
     }
 
     pub(super) fn recovered(&mut self) {
@@ -144,6 +151,7 @@ impl Engine {
             again,
             incomplete,
             missing,
+            skipped,
             ..
         } = captured;
         if delta.upsert.is_empty() && delta.remove.is_empty() {
@@ -165,7 +173,8 @@ impl Engine {
         self.memory.apply(update);
         self.missing = missing;
         self.incomplete = incomplete;
-        self.look_later(again);
+        self.look_later(again, changes.since);
+        self.say_skipped(skipped);
         self.say_blind(began.elapsed());
         Ok(())
     }
@@ -176,7 +185,7 @@ impl Engine {
         let mut tries = 1;
         loop {
             let mut writer = SegmentWriter::new(&self.head, &self.settings.spool, id, self.history.key())?;
-            let roots = &self.settings.roots;
+            let roots = &self.roots;
             let captured = capture::capture(roots, &self.head, &self.memory, &self.watch, changes, &mut writer)?;
             if !captured.vanished || captured.delta.remove.is_empty() || tries >= CAPTURES {
                 return Ok((writer, captured));
@@ -279,21 +288,33 @@ impl Engine {
             files: meta.files,
             state_bytes: meta.bytes,
             stored_bytes,
-            operations: 1,
+            operations: self.history.store().operations(stored_bytes),
             took_ms: millis(began.elapsed()),
+            warnings: meta.warnings.clone(),
         });
         if let Some(why) = meta.suspicious.clone() {
             self.events.emit(Event::SnapshotSuspicious { commit: meta.id, why });
         }
     }
 
-    fn look_later(&mut self, again: Changes) {
+    /// What could not be captured is as old as what it was to be captured for.
+    fn look_later(&mut self, mut again: Changes, since: Option<Instant>) {
+        if !again.is_empty() {
+            again.noticed(since);
+        }
         self.again.merge(again);
         if self.again.is_empty() {
             self.again_wait = FIRST_AGAIN;
         } else if self.again_at.is_none() {
             self.again_at = Some(Instant::now() + self.again_wait);
             self.again_wait = (2 * self.again_wait).min(LAST_AGAIN);
+        }
+    }
+
+    fn say_skipped(&mut self, skipped: Option<u64>) {
+        if let Some(skipped) = skipped.filter(|skipped| *skipped != self.skipped) {
+            tracing::info!(skipped, "sockets, pipes and devices are not part of a snapshot");
+            self.skipped = skipped;
         }
     }
 

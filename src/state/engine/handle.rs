@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::state::{head::Head, history::Generation, model::Meta, walk::Root};
+use crate::state::{head::Head, history::Generation, model::Meta};
 
 /// What was asked for has not been committed. It is tried again by itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,7 +33,6 @@ pub(super) enum Command {
     },
     Pause(oneshot::Sender<()>),
     Resume(Option<Box<(Generation, Head)>>),
-    Roots(Vec<Root>),
     Stop,
 }
 
@@ -73,11 +72,6 @@ impl EngineHandle {
     /// Goes on: from what the roots have been restored to, or as before.
     pub fn resume(&self, restored: Option<(Generation, Head)>) {
         self.tell(Command::Resume(restored.map(Box::new)));
-    }
-
-    /// Replaces the roots. What the snapshot has of a root that is no longer named stays in it.
-    pub fn set_roots(&self, roots: Vec<Root>) {
-        self.tell(Command::Roots(roots));
     }
 
     fn tell(&self, command: Command) {

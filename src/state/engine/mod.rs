@@ -14,37 +14,40 @@ mod upkeep;
 use std::{
     io,
     ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{
         Arc,
-        mpsc::{self, Receiver, RecvTimeoutError},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
 
-use commit::FIRST_AGAIN;
+use commit::{FIRST_AGAIN, Failure};
 use handle::{Answer, Command, Line};
 pub use handle::{EngineHandle, NotCommitted};
 use upkeep::Upkeep;
 
 use super::{
     capture::Memory,
+    changes::{Changes, Depth},
     head::Head,
     history::{Generation, History},
     model::{CommitId, Meta, Reason},
     pace::{self, Input, Pace, Step},
     prune::Own,
     walk::Root,
-    watch::{Changes, Depth, Watch},
+    watch::Watch,
 };
 use crate::event::{Event, Events, millis};
 
 /// What the engine is told when it starts.
 pub struct Settings {
-    /// Need not exist yet.
-    pub roots: Vec<Root>,
+    /// Asked for before each commit. They need not exist yet; what the snapshot has of one that is no longer among them
+    /// stays in it.
+    pub roots: Box<dyn FnMut() -> Vec<Root> + Send>,
     pub pace: pace::Settings,
     /// A local directory for segments in the making.
     pub spool: PathBuf,
@@ -60,6 +63,8 @@ pub const RESCAN: Duration = Duration::from_secs(300);
 const ROOT_POLL: Duration = Duration::from_secs(1);
 /// At most one [`Event::SnapshotPending`] in this time while changes pile up.
 const PENDING_EVERY: Duration = Duration::from_secs(1);
+/// After a failure of the engine itself.
+const BREATH: Duration = Duration::from_millis(500);
 
 /// Starts watching and committing. `head` is what the roots have just been restored to, `generation` begun from it.
 ///
@@ -73,10 +78,6 @@ pub fn start(
     events: Events,
 ) -> io::Result<EngineHandle> {
     let (send, commands) = mpsc::channel();
-    let waker = send.clone();
-    let watch = Watch::start(move || {
-        let _ = waker.send(Command::Wake);
-    });
     let own = Own {
         generation: generation.id(),
         needs: head.needs(),
@@ -91,7 +92,9 @@ pub fn start(
         head,
         events,
         commands,
-        watch,
+        watch: watch(&send),
+        wake: send.clone(),
+        roots: Vec::new(),
         memory: Memory::default(),
         pending: Changes::default(),
         pending_said: None,
@@ -108,6 +111,7 @@ pub fn start(
         incomplete: false,
         again_at: None,
         again_wait: FIRST_AGAIN,
+        skipped: 0,
         rescan_at: Instant::now() + RESCAN,
         last_failure: "none was made".into(),
         tidy_at: None,
@@ -116,6 +120,13 @@ pub fn start(
         .name("state-engine".into())
         .spawn(move || engine.run())?;
     Ok(EngineHandle(Arc::new(Line(send))))
+}
+
+fn watch(wake: &Sender<Command>) -> Watch {
+    let wake = wake.clone();
+    Watch::start(move || {
+        let _ = wake.send(Command::Wake);
+    })
 }
 
 struct Engine {
@@ -129,6 +140,8 @@ struct Engine {
     events: Events,
     commands: Receiver<Command>,
     watch: Watch,
+    wake: Sender<Command>,
+    roots: Vec<Root>,
     memory: Memory,
     /// What changed and is not committed.
     pending: Changes,
@@ -147,6 +160,8 @@ struct Engine {
     missing: Vec<String>,
     /// Why some directories are not watched, as said last.
     blind: Option<String>,
+    /// Sockets, pipes and devices, as said last.
+    skipped: u64,
     /// What could not be captured, to be looked at again.
     again: Changes,
     /// Some of that is not in the last commit as it was when that began.
@@ -164,7 +179,27 @@ impl Engine {
         // The first look is not paced: whatever differs from what was restored is committed at once.
         self.pending.lost("first look");
         self.pace.apply(Input::Asked, Instant::now());
-        while self.turn().is_continue() {}
+        loop {
+            match catch_unwind(AssertUnwindSafe(|| self.turn())) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => return,
+                Err(panic) => {
+                    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+                    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+                    self.start_over(text.unwrap_or_default());
+                }
+            }
+        }
+    }
+
+    /// After a fault of ours nothing that is remembered is worth anything; what is on disk and in the store is.
+    fn start_over(&mut self, why: String) {
+        std::thread::sleep(BREATH);
+        self.memory.distrust();
+        self.next = None;
+        self.pending.lost("begun anew");
+        self.failed(&Failure::Fault(why));
+        self.say_pending();
     }
 
     /// Does what is due, then waits for the next command or the next thing that is due.
@@ -253,17 +288,25 @@ impl Engine {
                 if let Some((generation, head)) = restored.map(|restored| *restored) {
                     (self.generation, self.next, self.head) = (generation, None, head);
                     (self.memory, self.first, self.last) = (Memory::default(), true, None);
+                    // The one before watches what was moved aside.
+                    self.watch = watch(&self.wake);
                 }
                 self.upkeep.begun(self.own());
                 self.look_at_all("resumed");
             }
-            Command::Roots(roots) => {
-                self.settings.roots = roots;
-                self.look_at_all("other roots");
-            }
             Command::Stop => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
+    }
+
+    fn find_roots(&mut self) {
+        let roots = (self.settings.roots)();
+        if roots != self.roots {
+            // The one before may watch what is of no interest any more.
+            self.watch = watch(&self.wake);
+            self.roots = roots;
+            self.pending.lost("other roots");
+        }
     }
 
     fn look_at_all(&mut self, why: &'static str) {
@@ -282,7 +325,7 @@ impl Engine {
             self.rescan_at = now + self.settings.rescan;
             self.look_at_all("routine look");
         }
-        let roots = self.settings.roots.iter();
+        let roots = self.roots.iter();
         let back = roots.filter(|root| self.missing.contains(&root.name) && root.path.is_dir());
         let mut found = Changes::default();
         back.for_each(|root| found.add(root.name.clone().into_bytes(), Depth::Below));
@@ -297,27 +340,31 @@ impl Engine {
             return;
         }
         let now = Instant::now();
+        let is_first = self.pending.is_empty() && self.again.is_empty();
         self.pending.merge(changes);
         self.pace.apply(Input::Changed, now);
-        if self.pending_said.is_none_or(|said| now >= said + PENDING_EVERY) {
-            self.say_pending(now);
+        if is_first || self.pending_said.is_none_or(|said| now >= said + PENDING_EVERY) {
+            self.say_pending();
         }
     }
 
-    fn say_pending(&mut self, now: Instant) {
-        self.pending_said = Some(now);
-        let waiting = self
-            .pace
-            .waiting_since()
-            .map(|since| now.saturating_duration_since(since));
+    /// Says how much is not in the last commit: what has changed since, and what could not be captured for it.
+    fn say_pending(&mut self) {
+        self.pending_said = Some(Instant::now());
+        let oldest = self.pending.since.into_iter().chain(self.again.since).min();
         self.events.emit(Event::SnapshotPending {
-            paths: self.pending.paths.len() as u64 + u64::from(self.pending.rescan.is_some()),
-            oldest_ms: millis(waiting.unwrap_or_default()),
+            paths: (self.pending.count() + self.again.count()) as u64,
+            oldest_ms: millis(oldest.map_or(Duration::ZERO, |since| since.elapsed())),
+            warnings: self.warnings(),
         });
     }
 
     /// One commit, told to whoever waits for it. Over after the last one.
     fn commit_and_answer(&mut self) -> ControlFlow<()> {
+        self.find_roots();
+        self.pending.merge(self.watch.take());
+        // It may take as long as the store hangs.
+        self.say_pending();
         self.pace.apply(Input::Started, Instant::now());
         let waiting = std::mem::take(&mut self.waiting);
         let reason = match (&self.finishing, self.first, waiting.is_empty()) {
@@ -340,7 +387,9 @@ impl Engine {
             }
             Err(failure) => Err(NotCommitted::Failed(self.failed(&failure))),
         };
-        self.say_pending(Instant::now());
+        let meanwhile = self.watch.take();
+        self.add(meanwhile);
+        self.say_pending();
         for reply in waiting {
             let _ = reply.send(answer.clone());
         }

@@ -35,16 +35,18 @@ const _: &str = env!(
 /// The first bytes of every database.
 pub const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-/// How long one read transaction may last.
+/// A page, of the smallest size that there is.
+pub const SMALLEST: u64 = 512;
+
+/// How long one read transaction lasts. Whenever more has changed than was read the next one lasts twice as long, up to
+/// a time that a writer who waits at all still waits for: its writers wait once, rather than it never being captured.
 const SLICE: Duration = Duration::from_millis(2);
+const LONGEST_SLICE: Duration = Duration::from_secs(2);
+/// Times that this may happen before the database is left for later.
+const OUTRUN: u32 = 12;
 /// Bytes of pages held at a time.
 const BUFFER: usize = 1 << 20;
-/// A database that is written to faster than it can be read in slices is read in one go after this many times of
-/// beginning anew: its writers wait once, rather than it never being captured.
-const RESTARTS: u32 = 3;
-/// Likewise after this many slices without an end, beyond those it takes to read it once.
-const SLICES: u32 = 64;
-/// Times that a database may be locked between two slices.
+/// Times in a row that a database may be locked between two slices.
 const BUSY: u32 = 10;
 
 /// What is known of a database as of its last image, to read only what changed since. Can be lost without harm.
@@ -52,6 +54,8 @@ const BUSY: u32 = 10;
 pub struct Known {
     page_size: u32,
     seen: Option<Seen>,
+    /// The file itself before the last look, had it been left alone long enough for its times to tell.
+    main: Option<wal::Times>,
     /// Of each page the start of its hash; 0 for one that is not known.
     pages: Vec<u64>,
 }
@@ -72,6 +76,8 @@ pub struct Captured {
     pub len: u64,
     pub extents: Vec<Extent>,
     pub known: Known,
+    /// Bytes of the file after its last page, if there are any.
+    pub behind: Option<u64>,
     /// Pages that were read for it, counted as often as they were.
     pub read: u64,
 }
@@ -82,8 +88,11 @@ pub enum CaptureError {
     /// Somebody holds it. Worth trying again.
     #[error("is locked by its user, and is tried again: {0}")]
     Busy(rusqlite::Error),
+    /// Nor will it be readable later.
     #[error("looks like an SQLite database but is not readable as one ({0}), so its bytes are stored as they are")]
     Damaged(String),
+    #[error("is written to faster than it can be read, and is tried again")]
+    Outrun,
     #[error("cannot be opened as an SQLite database, and is tried again: {0}")]
     Unavailable(String),
     #[error(transparent)]
@@ -96,11 +105,7 @@ impl From<rusqlite::Error> for CaptureError {
         match error.sqlite_error_code() {
             Some(Code::DatabaseBusy | Code::DatabaseLocked | Code::SchemaChanged) => CaptureError::Busy(error),
             Some(Code::NotADatabase | Code::DatabaseCorrupt) => CaptureError::Damaged(error.to_string()),
-            // A statement that SQLite cannot prepare or run against what claims to be a database.
-            Some(Code::Unknown | Code::OperationInterrupted | Code::TooBig | Code::TypeMismatch) | None => {
-                CaptureError::Damaged(error.to_string())
-            }
-            Some(_) => CaptureError::Unavailable(error.to_string()),
+            _ => CaptureError::Unavailable(error.to_string()),
         }
     }
 }
@@ -116,7 +121,7 @@ pub fn capture(
     let reader = Reader::open(path)?;
     loop {
         let page_size = reader.view()?.page_size;
-        let work = Work::begin(page_size, old, known);
+        let work = Work::begin(page_size, old, known, wal::Times::of(path));
         if let Some(captured) = work.capture(&reader, writer)? {
             return Ok(captured);
         }
@@ -128,6 +133,7 @@ struct Work<'a> {
     image: Image,
     layout: Layout<'a>,
     seen: Option<Seen>,
+    main: Option<wal::Times>,
     hashes: Vec<u64>,
     /// Pages that have been put: the image has them otherwise than `layout`.
     put: PageSet,
@@ -142,7 +148,13 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn begin(page_size: u32, old: Option<(u32, &'a [Extent])>, known: Option<&Known>) -> Work<'a> {
+    /// `main` is what the file itself is like now.
+    fn begin(
+        page_size: u32,
+        old: Option<(u32, &'a [Extent])>,
+        known: Option<&Known>,
+        main: Option<wal::Times>,
+    ) -> Work<'a> {
         let extents = old
             .filter(|(size, _)| *size == page_size)
             .map_or(&[][..], |(_, extents)| extents);
@@ -150,10 +162,11 @@ impl<'a> Work<'a> {
         Work {
             image: Image::new(page_size, extents),
             layout: Layout::new(page_size, extents),
-            // A counter says what happened during a capture; from one to the next the file may be another.
+            // A counter says what happened to one file; another may have been copied over it.
             seen: known
-                .and_then(|known| known.seen)
-                .filter(|seen| matches!(seen, Seen::Log(_))),
+                .filter(|known| matches!(known.seen, Some(Seen::Log(_))) || main.is_some() && known.main == main)
+                .and_then(|known| known.seen),
+            main: None,
             hashes: known.map(|known| known.pages.clone()).unwrap_or_default(),
             put: PageSet::default(),
             stale: PageSet::default(),
@@ -166,37 +179,43 @@ impl<'a> Work<'a> {
 
     /// Reads slice by slice until all that was read is of one moment. `None` if the page size changes meanwhile.
     fn capture(mut self, reader: &Reader, writer: &mut SegmentWriter) -> Result<Option<Captured>, CaptureError> {
-        let (mut slices, mut restarts, mut busy) = (0, 0, 0);
+        let (mut left, mut outrun, mut busy) = (None, 0, 0);
         loop {
-            let before = reader.mark()?;
+            let before = reader.mark(self.seen)?;
+            self.main = reader.settled();
             let view = match reader.view() {
                 // It was free a moment ago, so it is not held for good.
-                Err(CaptureError::Busy(_)) if slices > 0 && busy < BUSY => {
+                Err(CaptureError::Busy(_)) if left.is_some() && busy < BUSY => {
                     busy += 1;
                     continue;
                 }
                 view => view?,
             };
+            busy = 0;
             if view.page_size != self.image.page_size() {
                 return Ok(None);
             }
-            restarts += u32::from(!self.note(reader, &view)?);
-            slices += 1;
-            let normal = view.pages / (BUFFER as u32 / view.page_size) + SLICES;
-            let patient = restarts <= RESTARTS && slices <= normal;
-            let done = self.read(&view, patient, writer)?;
-            reader.nothing_behind(&view)?;
+            self.note(reader, &view)?;
+            let stale = self.stale.len();
+            outrun += u32::from(left.is_some_and(|left| left <= stale));
+            left = Some(stale);
+            if outrun > OUTRUN {
+                return Err(CaptureError::Outrun);
+            }
+            let slice = SLICE.saturating_mul(1 << outrun).min(LONGEST_SLICE);
+            let done = self.read(&view, slice, writer)?;
+            let behind = done.and_then(|_| reader.behind(&view));
             self.seen = view.seen(before);
             drop(view);
             self.put(writer)?;
             if let Some(pages) = done {
-                return Ok(Some(self.finish(pages)));
+                return Ok(Some(self.finish(pages, behind)));
             }
         }
     }
 
-    /// Takes note of what may have changed up to `view`. False if nobody knows, and all has to be read.
-    fn note(&mut self, reader: &Reader, view: &View) -> Result<bool, CaptureError> {
+    /// Takes note of what may have changed up to `view`: everything, if nobody knows.
+    fn note(&mut self, reader: &Reader, view: &View) -> Result<(), CaptureError> {
         let changed = match (self.seen, view.counter) {
             (Some(Seen::Log(mark)), None) => reader.changed(mark)?,
             (Some(Seen::Counter(seen)), Some(now)) if seen == now => Some(Default::default()),
@@ -228,20 +247,24 @@ impl<'a> Work<'a> {
             self.rewrite.insert(first);
             (first..=view.pages.min(first + block - 1)).for_each(|page| self.stale.insert(page));
         }
-        Ok(changed.is_some())
+        Ok(())
     }
 
-    /// Reads stale pages, for a slice if `patient`, else all of them. With none left, the number of pages there are.
-    fn read(&mut self, view: &View, patient: bool, writer: &mut SegmentWriter) -> Result<Option<u32>, CaptureError> {
+    /// Reads stale pages for about a `slice`, whole blocks of them. With none left, the number of pages there are.
+    fn read(&mut self, view: &View, slice: Duration, writer: &mut SegmentWriter) -> Result<Option<u32>, CaptureError> {
         let started = Instant::now();
         let block = self.image.block();
         while let Some(page) = self.stale.first() {
             let at_block = (page - 1) % block == 0 || self.numbers.last().is_some_and(|last| last + 1 != page);
-            let full = self.buffer.len() >= BUFFER;
-            if at_block && full && !patient {
-                self.put(writer)?;
-            } else if at_block && (full || patient && !self.numbers.is_empty() && started.elapsed() >= SLICE) {
+            if at_block && !self.numbers.is_empty() && started.elapsed() >= slice {
                 return Ok(None);
+            }
+            if at_block && self.buffer.len() >= BUFFER {
+                // What is to be put is compressed, which no writer waits for unless there is no other way.
+                if slice == SLICE {
+                    return Ok(None);
+                }
+                self.put(writer)?;
             }
             view.read(page, &mut self.buffer)?;
             self.numbers.push(page);
@@ -302,7 +325,7 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    fn finish(self, pages: u32) -> Captured {
+    fn finish(self, pages: u32, behind: Option<u64>) -> Captured {
         let page_size = self.image.page_size();
         Captured {
             page_size,
@@ -311,8 +334,10 @@ impl<'a> Work<'a> {
             known: Known {
                 page_size,
                 seen: self.seen,
+                main: self.main,
                 pages: self.hashes,
             },
+            behind,
             read: self.read,
         }
     }
@@ -346,6 +371,11 @@ impl PageSet {
         if let Some(word) = self.words.get_mut(page as usize / 64) {
             *word &= !(1 << (page % 64));
         }
+    }
+
+    fn len(&self) -> u32 {
+        let words = self.words.get(self.low..).unwrap_or_default();
+        words.iter().map(|word| word.count_ones()).sum()
     }
 
     fn contains(&self, page: u32) -> bool {

@@ -6,6 +6,10 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,16 +17,18 @@ use nix::libc;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, config::DbConfig};
 
 use super::{CaptureError, Seen, wal};
+use crate::event::millis;
 
 /// How long a lock is waited for, looking again every millisecond: a commit without a log takes a moment. Anything
 /// longer is somebody's intention.
 const PATIENCE: i32 = 40;
 
-/// No single statement takes longer, unless the schema has been made to keep us busy.
+/// Nothing that is asked of a database takes longer, unless it has been made to keep us busy.
 const LONGEST: Duration = Duration::from_secs(10);
 
 pub struct Reader {
     db: Connection,
+    question: Question,
     path: PathBuf,
     log: PathBuf,
 }
@@ -31,25 +37,51 @@ pub struct Reader {
 pub struct View<'a> {
     /// Ends when dropped.
     tx: Transaction<'a>,
+    question: &'a Question,
     pub page_size: u32,
     pub pages: u32,
     /// How often it was written to; `None` for one with a log, where that is not counted.
     pub counter: Option<u32>,
 }
 
+/// When the present one was asked. SQLite itself counts the steps of a statement over all times that it is run.
+#[derive(Clone)]
+struct Question {
+    opened: Instant,
+    /// In milliseconds from then on.
+    asked: Arc<AtomicU64>,
+}
+
+impl Question {
+    fn ask(&self) {
+        self.asked.store(millis(self.opened.elapsed()), Ordering::Relaxed);
+    }
+
+    fn takes(&self) -> Duration {
+        let asked = Duration::from_millis(self.asked.load(Ordering::Relaxed));
+        self.opened.elapsed().saturating_sub(asked)
+    }
+}
+
 impl Reader {
     /// Opens the database for reading: closing a file that was open for writing would look like a change. Only where
     /// SQLite has to undo what a crash left half-done is it opened for writing, as by whoever would open it next.
     pub fn open(path: &Path) -> Result<Reader, CaptureError> {
-        Reader::open_as(path, OpenFlags::SQLITE_OPEN_READ_ONLY).or_else(|error| match error.sqlite_error_code() {
-            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => {
-                Ok(Reader::open_as(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?)
+        Reader::open_for(path, LONGEST)
+    }
+
+    pub(super) fn open_for(path: &Path, longest: Duration) -> Result<Reader, CaptureError> {
+        Reader::open_as(path, OpenFlags::SQLITE_OPEN_READ_ONLY, longest).or_else(|error| {
+            match error.sqlite_error_code() {
+                Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => {
+                    Ok(Reader::open_as(path, OpenFlags::SQLITE_OPEN_READ_WRITE, longest)?)
+                }
+                _ => Err(error.into()),
             }
-            _ => Err(error.into()),
         })
     }
 
-    fn open_as(path: &Path, access: OpenFlags) -> rusqlite::Result<Reader> {
+    fn open_as(path: &Path, access: OpenFlags, longest: Duration) -> rusqlite::Result<Reader> {
         let flags = access
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW
@@ -62,8 +94,12 @@ impl Reader {
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-        let opened = Instant::now();
-        db.progress_handler(100_000, Some(move || opened.elapsed() > LONGEST))?;
+        let question = Question {
+            opened: Instant::now(),
+            asked: Arc::default(),
+        };
+        let asked = question.clone();
+        db.progress_handler(100_000, Some(move || asked.takes() > longest))?;
         db.pragma_update(None, "query_only", true)?;
         db.pragma_update(None, "mmap_size", 0)?;
         // From here on the log, if there is one, is open, and what a crash left behind is recovered.
@@ -72,14 +108,17 @@ impl Reader {
         log.push("-wal");
         Ok(Reader {
             db,
+            question,
             path: path.to_owned(),
             log: log.into(),
         })
     }
 
-    /// A place in the log that the next view has all of; `None` where there is no log, or no telling.
-    pub fn mark(&self) -> Result<Option<wal::Mark>, CaptureError> {
-        let main = wal::Times::settled(&self.path);
+    /// A place in the log that the next view has all of; `None` where there is no log, or no telling. `last` is the one
+    /// before.
+    pub fn mark(&self, last: Option<Seen>) -> Result<Option<wal::Mark>, CaptureError> {
+        self.question.ask();
+        let main = self.settled();
         let before = self.run()?;
         // What the log holds of committed frames, by SQLite's own index of it: a frame that can be seen in the file
         // may be of a transaction that is not over. Does nothing (`NOOP`).
@@ -90,11 +129,22 @@ impl Reader {
         if self.run()? != before {
             return Ok(None);
         }
+        let was_written_to = |run| match last {
+            Some(Seen::Log(wal::Mark::At { salt, frames })) => salt == run && frames > 0,
+            Some(Seen::Log(wal::Mark::Over { salt })) => salt == run,
+            _ => false,
+        };
         Ok(match (before, frames, main) {
+            (Some(salt), Some(0), _) if was_written_to(salt) => Some(wal::Mark::Over { salt }),
             (Some(salt), Some(frames), _) => Some(wal::Mark::At { salt, frames }),
             (None, Some(0), Some(main)) => Some(wal::Mark::Empty { main }),
             _ => None,
         })
+    }
+
+    /// The file itself, if it has been left alone for long enough for its times to tell.
+    pub fn settled(&self) -> Option<wal::Times> {
+        wal::Times::settled(&self.path)
     }
 
     /// The pages that may have changed since `mark`, if the log tells.
@@ -105,6 +155,7 @@ impl Reader {
 
     /// Begins a read transaction.
     pub fn view(&self) -> Result<View<'_>, CaptureError> {
+        self.question.ask();
         let tx = self.db.unchecked_transaction()?;
         let header = tx.prepare_cached(PAGE)?.query_row([1], |row| {
             let page = row.get_ref(0)?.as_blob()?;
@@ -123,21 +174,17 @@ impl Reader {
             pages: u32::try_from(pages).map_err(|_| CaptureError::Damaged(format!("it has {pages} pages")))?,
             counter: (!has_log).then_some(counter),
             tx,
+            question: &self.question,
         })
     }
 
-    /// Makes sure that the file has no bytes after its last page, which an image would not have either. With a log
-    /// the file may be of any length.
-    pub fn nothing_behind(&self, view: &View) -> Result<(), CaptureError> {
+    /// The bytes that the file has after its last page: a user of it may have made room in advance. With a log the file
+    /// may be of any length.
+    pub fn behind(&self, view: &View) -> Option<u64> {
         let pages = u64::from(view.pages) * u64::from(view.page_size);
-        match fs::symlink_metadata(&self.path) {
-            Ok(meta) if view.counter.is_some() && meta.len() > pages => Err(CaptureError::Damaged(format!(
-                "it has {} bytes after its last page",
-                meta.len() - pages
-            ))),
-            Ok(_) => Ok(()),
-            Err(error) => Err(CaptureError::Unavailable(error.to_string())),
-        }
+        let len = fs::symlink_metadata(&self.path).ok()?.len();
+        len.checked_sub(pages)
+            .filter(|behind| *behind > 0 && view.counter.is_some())
     }
 
     fn open_log(&self) -> Result<Option<File>, CaptureError> {
@@ -166,6 +213,7 @@ const PAGE: &str = "SELECT data FROM sqlite_dbpage WHERE pgno = ?1";
 impl View<'_> {
     /// Appends the bytes of a page.
     pub fn read(&self, page: u32, to: &mut Vec<u8>) -> Result<(), CaptureError> {
+        self.question.ask();
         let mut read = self.tx.prepare_cached(PAGE)?;
         let len = read.query_row([page], |row| {
             let bytes = row.get_ref(0)?.as_blob()?;

@@ -22,6 +22,7 @@ fn a_page_set_is_a_set() {
     let mut set = PageSet::default();
     [1, 64, 5, 200].into_iter().for_each(|page| set.insert(page));
     assert!(set.contains(64) && !set.contains(63));
+    assert_eq!(set.len(), 4);
     let mut taken = Vec::new();
     while let Some(page) = set.first() {
         taken.push(page);
@@ -51,7 +52,7 @@ impl<'a> Slices<'a> {
             seq: 1,
         };
         Slices {
-            work: Work::begin(SIZE as u32, Some((SIZE as u32, old)), None),
+            work: Work::begin(SIZE as u32, Some((SIZE as u32, old)), None, None),
             writer: SegmentWriter::new(head, &kit.path("spool"), id, None).unwrap(),
             chunks: Default::default(),
         }
@@ -71,7 +72,7 @@ impl<'a> Slices<'a> {
     /// Ends with the image of a database of so many pages.
     fn finish(self, pages: usize, chunks: &mut std::collections::HashMap<Hash, Vec<u8>>) -> (Vec<Extent>, Vec<u8>) {
         chunks.extend(self.chunks);
-        let extents = self.work.finish(pages as u32).extents;
+        let extents = self.work.finish(pages as u32, None).extents;
         let mut bytes = Vec::new();
         for extent in &extents {
             match extent {
@@ -175,6 +176,7 @@ impl Snapped {
             extents,
             known,
             read,
+            ..
         } = captured;
         let upsert = vec![
             (b"state".to_vec(), entry(Kind::Dir)),
@@ -491,4 +493,154 @@ fn what_a_crash_left_half_done_is_undone() {
     snapped = crashed;
     snapped.capture();
     assert!(dump(&Connection::open(snapped.restore()).unwrap()) == before);
+}
+
+#[test]
+fn reading_for_long_is_not_reading_one_page_for_long() {
+    let snapped = Snapped::new("db");
+    let db = open(&snapped);
+    db.execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, v); INSERT INTO t VALUES(1, randomblob(100000))")
+        .unwrap();
+    let longest = Duration::from_millis(200);
+    let reader = Reader::open_for(&snapped.path, longest).unwrap();
+    let view = reader.view().unwrap();
+    let started = Instant::now();
+    let mut bytes = Vec::new();
+    // Enough steps of the one statement for SQLite to ask at least once whether it is to go on.
+    for _ in 0..20_000 {
+        view.read(2, &mut bytes).unwrap();
+        bytes.clear();
+    }
+    while started.elapsed() <= longest {
+        view.read(2, &mut bytes).unwrap();
+    }
+    for _ in 0..20_000 {
+        view.read(2, &mut bytes).unwrap();
+        bytes.clear();
+    }
+}
+
+#[test]
+fn only_what_is_damaged_is_called_damaged() {
+    let error = |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None).into();
+    use rusqlite::ffi;
+    for code in [ffi::SQLITE_NOTADB, ffi::SQLITE_CORRUPT] {
+        assert!(matches!(error(code), CaptureError::Damaged(_)));
+    }
+    for code in [
+        ffi::SQLITE_INTERRUPT,
+        ffi::SQLITE_ERROR,
+        ffi::SQLITE_IOERR,
+        ffi::SQLITE_CANTOPEN,
+    ] {
+        assert!(matches!(error(code), CaptureError::Unavailable(_)));
+    }
+}
+
+#[test]
+fn an_unchanged_database_without_a_log_is_not_read_again() {
+    let mut snapped = Snapped::new("db");
+    let db = open(&snapped);
+    db.execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, v); INSERT INTO t VALUES(1, randomblob(500000))")
+        .unwrap();
+    // Until the file has been left alone for long enough for its times to tell.
+    while snapped.capture() > 0 {}
+    let copy = fs::read(&snapped.path).unwrap();
+    db.execute_batch("UPDATE t SET v = randomblob(500000)").unwrap();
+    assert!(snapped.capture() > 0);
+    while snapped.capture() > 0 {}
+    // The same counter in the same file, and yet another database.
+    db.execute_batch("UPDATE t SET v = zeroblob(500000)").unwrap();
+    let counter = |bytes: &[u8]| bytes[24..28].to_vec();
+    let now = fs::read(&snapped.path).unwrap();
+    drop(db);
+    fs::write(
+        &snapped.path,
+        [&copy[..24], &counter(&now), &copy[28..92], &counter(&now), &copy[96..]].concat(),
+    )
+    .unwrap();
+    snapped.known.as_mut().unwrap().seen = Some(Seen::Counter(u32::from_be_bytes(counter(&now).try_into().unwrap())));
+    assert!(snapped.capture() > 0);
+    assert_eq!(fs::read(snapped.restore()).unwrap()[96..], copy[96..]);
+}
+
+#[test]
+fn room_made_in_advance_is_no_damage() {
+    let mut snapped = Snapped::new("db");
+    let db = open(&snapped);
+    db.execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, v); INSERT INTO t VALUES(1, x'01')")
+        .unwrap();
+    let pages = fs::metadata(&snapped.path).unwrap().len();
+    let file = fs::OpenOptions::new().write(true).open(&snapped.path).unwrap();
+    file.set_len(pages + 60_000).unwrap();
+    snapped.capture();
+    assert_eq!(fs::metadata(snapped.restore()).unwrap().len(), pages);
+    let mut writer = SegmentWriter::new(
+        &snapped.kit.head,
+        &snapped.kit.path("spool"),
+        snapped.kit.generation.next_id(),
+        None,
+    )
+    .unwrap();
+    assert_eq!(
+        capture(&snapped.path, None, None, &mut writer).unwrap().behind,
+        Some(60_000)
+    );
+    assert!(dump(&Connection::open(snapped.restore()).unwrap()) == dump(&db));
+}
+
+/// Writes a little every now and then, and with a log checkpoints; says how long the longest of each took.
+const PATIENT: &str = r#"
+import sqlite3, sys, threading, time
+db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=20)
+wal = "wal" in sys.argv[1]
+db.execute(f"PRAGMA journal_mode={'wal' if wal else 'delete'}")
+db.execute("PRAGMA synchronous=OFF")
+db.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+db.execute("BEGIN")
+for n in range(int(sys.argv[2]) // 100000):
+    db.execute("INSERT INTO t VALUES(?, randomblob(100000))", (n,))
+db.execute("COMMIT")
+if wal: db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+stop = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
+took = {"write": [], "checkpoint": []}
+def timed(what, statement):
+    began = time.monotonic()
+    db.execute(statement).fetchall()
+    took[what].append(time.monotonic() - began)
+print("ready")
+while not stop.wait(0.02 if wal else 0.5):
+    # Without a log, each write calls for reading all of it again.
+    if not wal and len(took["write"]) == 3: continue
+    timed("write", f"UPDATE t SET v = randomblob(3000) WHERE id = {len(took['write'])}")
+    if wal and len(took["write"]) % 5 == 0:
+        timed("checkpoint", "PRAGMA wal_checkpoint(RESTART)")
+for what in took.values():
+    what.sort()
+    print(len(what), *(f"{1000 * what[len(what) * p // 1000]:.1f}" if what else "0" for p in (500, 990)), f"{1000 * max(what, default=0):.1f}")
+sys.stdin.readline()
+"#;
+
+/// What a user of a database notices of a capture of 200 MB.
+#[test]
+fn neither_writers_nor_checkpoints_wait_for_a_capture() {
+    for name in ["wal", "delete"] {
+        let mut snapped = Snapped::new(name);
+        let mut user = Python::run(PATIENT, &snapped.path, 200_000_000);
+        assert_eq!(user.line(), "ready");
+        let began = Instant::now();
+        let read = snapped.capture();
+        let took = began.elapsed();
+        user.tell();
+        for what in ["write", "checkpoint"] {
+            let line = user.line();
+            println!(
+                "{name}: a capture of {read} pages in {took:?}; {what}s, and ms for half, 99 % and all of them: {line}"
+            );
+            let figures: Vec<f64> = line.split(' ').map(|figure| figure.parse().unwrap()).collect();
+            // Generous: other tests run at the same time. The longest is what a single transaction may last at most.
+            assert!(figures[1] < 50.0 && figures[3] < 2500.0, "{name} {what}: {line}");
+        }
+    }
 }

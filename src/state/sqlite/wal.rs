@@ -10,10 +10,9 @@ use std::{
     io,
     os::unix::fs::{FileExt, MetadataExt},
     path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::state::walk::TICK;
+use crate::state::walk::is_settled;
 
 const HEADER: u64 = 32;
 const FRAME: u64 = 24;
@@ -24,6 +23,8 @@ pub enum Mark {
     /// Everything up to and with frame `frames` (counted from 1) of the run of the log that `salt` names. A log is
     /// begun anew from its start, with a new salt, whenever all of it is in the database.
     At { salt: Salt, frames: u32 },
+    /// All of the run `salt` is in the database, and the next has not been begun: a checkpoint has seen to that.
+    Over { salt: Salt },
     /// The log was empty, and the database's own file was as `main`. While that file does not change, nothing has
     /// been taken over into it, so the log cannot have been begun twice.
     Empty { main: Times },
@@ -41,13 +42,10 @@ pub struct Times {
 impl Times {
     /// The times of the file at `path`, unless it was written to so recently that another write might not show.
     pub fn settled(path: &Path) -> Option<Times> {
-        let times = Times::of(path)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-        let last = Duration::from_nanos(u64::try_from(times.ctime_ns.max(times.mtime_ns)).ok()?);
-        (last + TICK < now).then_some(times)
+        Times::of(path).filter(|times| is_settled(times.ctime_ns) && is_settled(times.mtime_ns))
     }
 
-    fn of(path: &Path) -> Option<Times> {
+    pub fn of(path: &Path) -> Option<Times> {
         let stat = fs::symlink_metadata(path).ok()?;
         let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
         Some(Times {
@@ -125,6 +123,12 @@ pub fn changed(log: Option<&File>, main: &Path, since: Mark) -> io::Result<Optio
         (Some((log, salt, page_size)), Mark::At { salt: before, frames }) if salt == before => {
             collect(log, frames + 1, salt, page_size, &mut pages)?;
             Ok(Some(pages))
+        }
+        (Some((_, salt, _)), Mark::Over { salt: before }) if salt == before => Ok(Some(pages)),
+        (Some((log, salt, page_size)), Mark::Over { salt: before }) if salt.follows(before) => {
+            collect(log, 1, salt, page_size, &mut pages)?;
+            let once = header(log)?.is_some_and(|(now, _)| now == salt);
+            Ok(once.then_some(pages))
         }
         // Begun anew once: what was appended before that is still there, unless the new run has come as far or the
         // file has been cut, which leaves a part of a frame at its end.

@@ -228,7 +228,6 @@ impl Agent {
             of_head: self.head.objects().values().map(|holding| holding.size).sum(),
             used: chunks.values().sum(),
             described,
-            kept: kept.len(),
         }
     }
 
@@ -254,7 +253,6 @@ struct Figures {
     used: u64,
     /// What the kept commits say of their trees.
     described: u64,
-    kept: usize,
 }
 
 impl Figures {

@@ -27,10 +27,7 @@ const KILLS: u32 = 25;
 
 pub fn settings(place: &Path) -> Settings {
     Settings {
-        roots: vec![Root {
-            name: "state".into(),
-            path: place.join("live"),
-        }],
+        roots: roots(place.join("live")),
         pace: pace::Settings {
             quiet: Duration::from_millis(5),
             max_delay: Duration::from_millis(20),

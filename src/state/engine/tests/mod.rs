@@ -8,7 +8,7 @@ use std::{
     fs,
     io::Write,
     os::unix::fs::{FileExt, PermissionsExt, symlink},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -40,12 +40,20 @@ struct Live {
     restored: u32,
 }
 
+fn roots(state: PathBuf) -> Box<dyn FnMut() -> Vec<Root> + Send> {
+    Box::new(move || vec![root("state", &state)])
+}
+
+fn root(name: &str, path: &Path) -> Root {
+    Root {
+        name: name.into(),
+        path: path.into(),
+    }
+}
+
 fn settings(kit: &Kit) -> Settings {
     Settings {
-        roots: vec![Root {
-            name: "state".into(),
-            path: kit.live(),
-        }],
+        roots: roots(kit.live()),
         pace: pace::Settings {
             quiet: Duration::from_millis(20),
             max_delay: Duration::from_millis(100),
@@ -249,9 +257,12 @@ fn a_root_may_come_late_go_and_come_back() {
     kit.write("a", "1");
     let late = kit.path("workspace");
     let mut settings = settings(&kit);
-    settings.roots.push(Root {
-        name: "workspace".into(),
-        path: late.clone(),
+    let has_workspace = Arc::new(AtomicBool::new(true));
+    let (state, workspace, named) = (kit.live(), late.clone(), Arc::clone(&has_workspace));
+    settings.roots = Box::new(move || {
+        let mut roots = vec![root("state", &state)];
+        roots.extend(named.load(Ordering::Relaxed).then(|| root("workspace", &workspace)));
+        roots
     });
     let mut live = Live::start_with(kit, settings);
     live.commit();
@@ -271,14 +282,45 @@ fn a_root_may_come_late_go_and_come_back() {
         live.event(|event| matches!(event, Event::SnapshotCommitted { .. }).then_some(()));
     }
     // No longer named: stays as it was.
-    live.engine.set_roots(vec![Root {
-        name: "state".into(),
-        path: live.kit.live(),
-    }]);
+    has_workspace.store(false, Ordering::Relaxed);
     fs::remove_dir_all(&late).unwrap();
     live.kit.write("b", "1");
     live.commit();
     assert!(has(&live, "workspace/y") && has(&live, "state/b"));
+}
+
+#[test]
+fn a_root_that_moves_is_captured_where_it_is_now() {
+    let kit = Kit::new();
+    kit.write("a", "1");
+    let (one, two) = (kit.path("one"), kit.path("two"));
+    for dir in [&one, &two] {
+        fs::create_dir(dir).unwrap();
+        fs::write(dir.join("in"), dir.to_str().unwrap()).unwrap();
+    }
+    let mut settings = settings(&kit);
+    let (state, named) = (kit.live(), kit.live().join("named"));
+    fs::write(&named, one.to_str().unwrap()).unwrap();
+    settings.roots = Box::new(move || {
+        let workspace = fs::read_to_string(&named).unwrap();
+        vec![root("state", &state), root("workspace", Path::new(&workspace))]
+    });
+    let mut live = Live::start_with(kit, settings);
+    live.commit();
+    let captured = |live: &Live| match &live.head_tree()[&b"workspace/in"[..]].kind {
+        Kind::File { extents, .. } => extents.clone(),
+        other => panic!("{other:?}"),
+    };
+    let first = captured(&live);
+    live.kit.write("named", two.to_str().unwrap());
+    while captured(&live) == first {
+        live.event(|event| matches!(event, Event::SnapshotCommitted { .. }).then_some(()));
+    }
+    // And it is watched there.
+    fs::write(two.join("later"), "1").unwrap();
+    while !live.head_tree().contains_key(&b"workspace/later"[..]) {
+        live.event(|event| matches!(event, Event::SnapshotCommitted { .. }).then_some(()));
+    }
 }
 
 #[test]
@@ -646,4 +688,110 @@ fn what_many_commits_scattered_is_gathered_when_it_is_quiet() {
     live.kit.write("more", "1");
     live.commit();
     live.settles();
+}
+
+const MAPPED: &str = r#"
+import mmap, sys
+file = open(sys.argv[1], "r+b")
+map = mmap.mmap(file.fileno(), 0)
+file.close()
+map[0:1] = b"1"
+print("once"); sys.stdin.readline()
+map[0:1] = b"2"
+map.close()
+print("twice"); sys.stdin.readline()
+"#;
+
+#[test]
+fn what_is_written_through_a_memory_map_is_captured_when_the_map_is_closed() {
+    let kit = Kit::new();
+    kit.write("mapped", vec![b'0'; 9000]);
+    let mut writer = Python::run(MAPPED, &kit.live().join("mapped"), 0);
+    assert_eq!(writer.line(), "once");
+    // Long enough for a file's times to tell what was before from what comes after.
+    std::thread::sleep(Duration::from_millis(100));
+    let mut live = Live::start(kit);
+    live.commit();
+    assert_eq!(fs::read(live.restore().1.join("mapped")).unwrap()[0], b'1');
+    // The page is dirty already, so this write leaves no trace in the file's times.
+    writer.tell();
+    assert_eq!(writer.line(), "twice");
+    live.commit();
+    assert_eq!(fs::read(live.restore().1.join("mapped")).unwrap()[0], b'2');
+}
+
+#[test]
+fn an_engine_that_fails_says_so_and_begins_anew() {
+    let kit = Kit::new();
+    kit.write("a", "1");
+    let failed = Arc::new(AtomicBool::new(false));
+    let mut settings = settings(&kit);
+    let once = Arc::clone(&failed);
+    settings.gateway = Box::new(move || {
+        assert!(once.swap(true, Ordering::Relaxed), "a fault for the test");
+        None
+    });
+    let mut live = Live::start_with(kit, settings);
+    let why = live.event(|event| match event {
+        Event::SnapshotFailed { why, .. } => Some(why),
+        _ => None,
+    });
+    assert!(why.contains("a fault for the test"), "{why}");
+    live.settles();
+    live.kit.write("b", "2");
+    live.settles();
+}
+
+/// What is said of what is not durable: how many paths, since when in milliseconds, how many warnings.
+fn pending(event: Event) -> Option<(u64, u64, usize)> {
+    match event {
+        Event::SnapshotPending {
+            paths,
+            oldest_ms,
+            warnings,
+        } => Some((paths, oldest_ms, warnings.len())),
+        _ => None,
+    }
+}
+
+#[test]
+fn nothing_is_pending_only_when_every_change_is_durable() {
+    let mut kit = Kit::new();
+    let mut holder = Python::run(LOCKED, &kit.live().join("db"), 0);
+    assert_eq!(holder.line(), "ready");
+    let (store, faults) = faulty::store(&kit.path("faulty"));
+    kit.history = History::open(store, "default", None).unwrap();
+    let mut live = Live::start(kit);
+    live.commit();
+    let is_durable = |event| pending(event).filter(|(paths, ..)| *paths == 0);
+    live.event(is_durable);
+    // A hung store: said before it is waited for, and from then on until it is durable.
+    faults.set(Fault::Hang);
+    live.kit.write("a", "1");
+    live.event(|event| pending(event).filter(|(paths, ..)| *paths > 0));
+    let mut last = 0;
+    while last < 300 {
+        last = live.event(|event| {
+            let (paths, oldest, _) = pending(event)?;
+            assert!(paths > 0, "while nothing is durable");
+            Some(oldest)
+        });
+    }
+    faults.set(Fault::None);
+    live.event(is_durable);
+    // What cannot be captured is committed by no commit, whatever else is.
+    holder.tell();
+    assert_eq!(holder.line(), "locked");
+    assert_eq!(live.commit().warnings.len(), 1);
+    live.kit.write("b", "1");
+    live.commit();
+    while let Ok(event) = live.events.try_recv() {
+        if let Some(said) = pending(event) {
+            last = said.0 * said.2 as u64;
+        }
+    }
+    assert!(last > 0, "a locked database that is not in the last commit");
+    holder.tell();
+    assert_eq!(holder.line(), "free");
+    live.event(|event| pending(event).filter(|said| (said.0, said.2) == (0, 0)));
 }
