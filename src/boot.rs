@@ -70,7 +70,9 @@ impl Checked {
     pub fn of(config: Config) -> Result<Checked, Problems> {
         let mut problems = Vec::new();
         let settings = Settings::of(&config).map_err(|problem| problems.push(problem)).ok();
-        let upstream = Upstream::of(&config).map_err(|problem| problems.push(problem)).ok();
+        let upstream = Upstream::of(&config)
+            .map_err(|Problems(more)| problems.extend(more))
+            .ok();
         if let Err(Problems(more)) = Gateway::check(&config) {
             problems.extend(more);
         }
@@ -155,7 +157,8 @@ async fn supervise(checked: Checked, role: Role, spawner: Spawner, early: &Early
         place,
         gateway: Arc::clone(&gateway),
         report: report.settings(),
-        browser: browser::Port::new(config.cdp.addr, None, events.clone()),
+        browser: browser::Port::new(events.clone()),
+        opening: tokio::sync::Mutex::default(),
         events: events.clone(),
         brought: Mutex::default(),
     });
@@ -167,7 +170,7 @@ async fn supervise(checked: Checked, role: Role, spawner: Spawner, early: &Early
     };
     report.serve(doors, Arc::new(commands));
     if let Some(upstream) = upstream {
-        late.open(upstream).await;
+        late.open(&config.cdp, upstream).await;
     }
 
     let (why, code) = tokio::select! {

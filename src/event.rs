@@ -159,6 +159,10 @@ pub enum Event {
         by: String,
         why: String,
     },
+    /// The local port is open, with this browser behind it.
+    BrowserOffered {
+        upstream: String,
+    },
     BrowserConnected {
         upstream: String,
     },
@@ -213,7 +217,8 @@ impl Event {
             | Event::SnapshotPending { .. }
             | Event::StorePlaced { .. }
             | Event::StoreAvailable { .. }
-            | Event::StoreMeasured { .. } => return None,
+            | Event::StoreMeasured { .. }
+            | Event::BrowserOffered { .. } => return None,
         })
     }
 
@@ -240,7 +245,7 @@ impl Event {
             Event::SnapshotPending { warnings, .. } | Event::SnapshotCommitted { warnings, .. } => {
                 warnings.iter_mut().collect()
             }
-            Event::BrowserConnected { upstream } => vec![upstream],
+            Event::BrowserOffered { upstream } | Event::BrowserConnected { upstream } => vec![upstream],
             Event::BrowserFailed { upstream, why } => vec![upstream, why],
             Event::MemoryPressure { service, .. } => service.iter_mut().collect(),
             Event::BootStarted { .. }

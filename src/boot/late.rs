@@ -3,18 +3,25 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{
+    sync::{self, watch},
+    task::AbortHandle,
+};
 
 use super::{Checked, place::Place};
 use crate::{
     browser::{Port, upstream::Upstream},
-    config::{Config, Problems, SECRETS, env::Env},
+    config::{Cdp, Config, Problems, SECRETS, env::Env},
     event::{Event, Events},
     gateway::Gateway,
     report::{Settings, control::Refusal},
 };
+
+/// Between two tries to have the browser's port, at first and at last.
+const TRY_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// Those who have a use for it.
 pub struct Late {
@@ -24,6 +31,8 @@ pub struct Late {
     pub gateway: Arc<Gateway>,
     pub report: watch::Sender<Settings>,
     pub browser: Port,
+    /// The tries to open it, where the first has failed.
+    pub opening: sync::Mutex<Option<AbortHandle>>,
     pub events: Events,
     /// What was brought last.
     pub brought: Mutex<BTreeMap<String, String>>,
@@ -43,7 +52,7 @@ impl Late {
     ///
     /// # Errors
     /// Something in them is wrong; nothing has changed.
-    pub async fn take(&self, env: BTreeMap<String, String>) -> Result<Taken, Refusal> {
+    pub async fn take(self: &Arc<Self>, env: BTreeMap<String, String>) -> Result<Taken, Refusal> {
         let env = match brings_a_key(&self.config.env, &env) {
             true => env,
             false => {
@@ -77,21 +86,41 @@ impl Late {
             self.place.settle(config.store);
         }
         if let Some(upstream) = upstream {
-            self.open(upstream).await;
+            self.open(&config.cdp, upstream).await;
         }
         *self.brought.lock().unwrap_or_else(PoisonError::into_inner) = env.clone();
         Ok(Taken { env, renew })
     }
 
-    /// Serves a browser at the local port. Without the port the gateway does without a browser.
-    pub async fn open(&self, upstream: Upstream) {
-        let name = upstream.name();
-        if let Err(error) = self.browser.serve(upstream).await {
-            self.events.emit(Event::BrowserFailed {
-                upstream: name,
-                why: error.to_string(),
-            });
+    /// Serves a browser at the local port. Without the port the gateway does without a browser, until whoever has it
+    /// gives it up.
+    pub async fn open(self: &Arc<Self>, cdp: &Cdp, upstream: Upstream) {
+        let mut opening = self.opening.lock().await;
+        if let Some(before) = opening.take() {
+            before.abort();
         }
+        let (late, cdp, upstream) = (Arc::clone(self), cdp.clone(), Arc::new(upstream));
+        let serve = async move || {
+            late.browser
+                .serve(cdp.addr, cdp.token.clone(), Arc::clone(&upstream))
+                .await
+                .map_err(|error| (upstream.name(), error.to_string()))
+        };
+        let Err((upstream, why)) = serve().await else {
+            return;
+        };
+        self.events.emit(Event::BrowserFailed { upstream, why });
+        let again = async move {
+            let (mut wait, most) = TRY_AGAIN;
+            loop {
+                tokio::time::sleep(wait).await;
+                if serve().await.is_ok() {
+                    return;
+                }
+                wait = most.min(wait * 2);
+            }
+        };
+        *opening = Some(tokio::spawn(again).abort_handle());
     }
 }
 

@@ -4,54 +4,49 @@ use std::time::Duration;
 
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
+use url::Url;
 
-use super::upstream::{BROWSER_PATH, Upstream};
+use super::{
+    guard,
+    upstream::{BROWSER_PATH, DialError, Upstream},
+};
+use crate::config::secret::Secret;
 
-/// An upstream on this machine answers well within a client's patience; one that does not is not waited for.
-const SOON: Duration = Duration::from_millis(200);
+/// For a list, which clients wait for longer than for the version, but not long.
+const LISTED: Duration = Duration::from_secs(2);
+/// For what makes or ends something.
+const DONE: Duration = Duration::from_secs(10);
 
-/// What `/json/version` says where the upstream does not.
-pub fn version(authority: &str) -> Value {
-    json!({
-        "Browser": "Chrome/0 (moltinit)",
-        "Protocol-Version": "1.3",
-        "User-Agent": concat!("moltinit/", env!("CARGO_PKG_VERSION")),
-        "V8-Version": "0",
-        "WebKit-Version": "0",
-        "webSocketDebuggerUrl": format!("ws://{authority}{BROWSER_PATH}"),
-    })
+/// How a client reaches this port: by what authority, and with what token.
+#[derive(Debug, Clone, Copy)]
+pub struct Here<'a> {
+    pub authority: &'a str,
+    pub token: Option<&'a Secret>,
 }
 
-/// The answer to `Browser.getVersion`, which probes send and which must not launch a browser.
-pub fn browser_version() -> Value {
-    json!({
-        "protocolVersion": "1.3",
-        "product": "Chrome/0 (moltinit)",
-        "revision": "",
-        "userAgent": concat!("moltinit/", env!("CARGO_PKG_VERSION")),
-        "jsVersion": "0",
-    })
+impl Here<'_> {
+    fn url(&self, path: &str) -> String {
+        let query = self
+            .token
+            .map_or_else(String::new, |token| format!("?token={}", token.expose()));
+        format!("ws://{}{path}{query}", self.authority)
+    }
 }
 
-/// Answers a request under `/json`. `authority` is how the client calls this port.
+/// Answers a request under `/json`.
 pub async fn answer(
     upstream: &Upstream,
     method: &Method,
     path: &str,
     query: Option<&str>,
-    authority: &str,
+    here: Here<'_>,
 ) -> (StatusCode, Value) {
     let path = path.trim_end_matches('/');
-    let asked = match path {
-        "/json/version" => {
-            let theirs = tokio::time::timeout(SOON, upstream.ask("GET", path, None)).await;
-            let mut version = version(authority);
-            if let (Value::Object(ours), Ok(Ok(Value::Object(theirs)))) = (&mut version, theirs) {
-                ours.extend(theirs);
-                ours["webSocketDebuggerUrl"] = json!(format!("ws://{authority}{BROWSER_PATH}"));
-            }
-            return (StatusCode::OK, version);
-        }
+    let query = query.map(|query| guard::without_token(query, here.token));
+    // With a token before it, some clients give the new page's address a name.
+    let query = query.map(|query| query.strip_prefix("url=").map(str::to_owned).unwrap_or(query));
+    let within = match path {
+        "/json/version" => return (StatusCode::OK, version(upstream, here).await),
         "/json/new" if method != Method::PUT => {
             return (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -60,61 +55,95 @@ pub async fn answer(
         }
         // Without discovery upstream there are no targets to name before somebody connects, and asking would launch.
         "/json" | "/json/list" if !upstream.has_discovery() => return (StatusCode::OK, json!([])),
-        "/json" | "/json/list" | "/json/protocol" | "/json/new" => upstream.ask(method.as_str(), path, query).await,
-        _ if path.starts_with("/json/activate/") || path.starts_with("/json/close/") => {
-            upstream.ask(method.as_str(), path, query).await
-        }
+        "/json" | "/json/list" => LISTED,
+        "/json/protocol" | "/json/new" => DONE,
+        _ if path.starts_with("/json/activate/") || path.starts_with("/json/close/") => DONE,
         _ => return (StatusCode::NOT_FOUND, json!("Unknown command")),
     };
-    match asked {
-        Ok(mut value) => {
-            localise(&mut value, authority);
-            (StatusCode::OK, value)
+    if !upstream.has_discovery() {
+        // A browser of its own is launched for each connection, so there is none that this could be about.
+        let why = "This browser has no discovery: connect to its WebSocket and use Target.createTarget";
+        return (StatusCode::NOT_IMPLEMENTED, json!(why));
+    }
+    match upstream.ask(method.as_str(), path, query.as_deref(), within).await {
+        Ok((status, mut value)) => {
+            localise(&mut value, here, upstream);
+            (status, value)
         }
-        Err(_) if !upstream.has_discovery() => (
-            StatusCode::NOT_IMPLEMENTED,
-            json!("This browser has no discovery: connect to its WebSocket and use Target.createTarget"),
-        ),
-        Err(error) => (StatusCode::BAD_GATEWAY, json!(error.to_string())),
+        Err(error @ DialError::TimedOut(_)) => (StatusCode::GATEWAY_TIMEOUT, json!(error.to_string())),
+        Err(error) => (StatusCode::BAD_GATEWAY, json!(upstream.masked(&error.to_string()))),
     }
 }
 
-/// Rewrites every URL that names the upstream's WebSocket so that it leads here. Their query may be a secret, and their
-/// host means nothing to a client.
-pub fn localise(value: &mut Value, authority: &str) {
+/// What is known of the browser, and how to connect to it.
+async fn version(upstream: &Upstream, here: Here<'_>) -> Value {
+    let mut version = upstream.version_page().await;
+    localise(&mut version, here, upstream);
+    version["webSocketDebuggerUrl"] = json!(here.url(BROWSER_PATH));
+    version
+}
+
+/// Makes every URL that names the upstream's WebSocket lead here, and leaves out what else leads to it: its query may be
+/// a secret, and its host means nothing to a client.
+pub fn localise(value: &mut Value, here: Here<'_>, upstream: &Upstream) {
     match value {
-        Value::Array(items) => items.iter_mut().for_each(|item| localise(item, authority)),
+        Value::Array(items) => items.iter_mut().for_each(|item| localise(item, here, upstream)),
         Value::Object(fields) => {
-            fields.remove("devtoolsFrontendUrl");
+            fields.retain(|key, value| !leads_away(key, value, upstream));
             for (key, value) in fields {
                 let found = value.as_str().filter(|_| key == "webSocketDebuggerUrl");
-                match found.and_then(|url| url::Url::parse(url).ok()) {
-                    Some(url) => *value = json!(format!("ws://{authority}{}", url.path())),
-                    None => localise(value, authority),
+                match found.and_then(|url| Url::parse(url).ok()) {
+                    Some(url) => *value = json!(here.url(url.path())),
+                    None => localise(value, here, upstream),
                 }
             }
         }
+        Value::String(text) => *text = upstream.masked(text),
         _ => {}
     }
+}
+
+/// Addresses of the upstream's own, under whatever name. What pages are called and where they are is theirs.
+fn leads_away(key: &str, value: &Value, upstream: &Upstream) -> bool {
+    let is_of_page = matches!(
+        key,
+        "webSocketDebuggerUrl" | "url" | "title" | "description" | "faviconUrl"
+    );
+    let holds = |text: &str| text.contains(&upstream.authority());
+    key.starts_with("devtoolsFrontendUrl") || !is_of_page && value.as_str().is_some_and(holds)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{self, Machine};
 
     #[test]
     fn urls_lead_here_and_show_no_secret() {
+        let env = [("MOLTINIT_CDP_UPSTREAM", "https://far.example/?token=s3cret-canary")];
+        let config = config::load(None, env.into_iter().collect(), &Machine::look()).unwrap();
+        let upstream = Upstream::of(&config).unwrap().unwrap();
+        let token = Secret::new("local".to_owned());
+        let here = |token| Here {
+            authority: "localhost:9222",
+            token,
+        };
         let mut targets = json!([{
-            "id": "AB", "title": "ws://not-a-field.example/", "devtoolsFrontendUrl": "/x?ws=h",
-            "webSocketDebuggerUrl": "wss://far.example/devtools/page/AB?secret=s3cret",
+            "id": "AB", "title": "ws://not-a-field.example/ s3cret-canary", "devtoolsFrontendUrl": "/x?ws=h",
+            "devtoolsFrontendUrlCompat": "/x", "other": "wss://far.example/x?token=1",
+            "webSocketDebuggerUrl": "wss://far.example/devtools/page/AB?token=s3cret-canary",
         }]);
-        localise(&mut targets, "localhost:9222");
+        let mut with_token = targets.clone();
+        localise(&mut targets, here(None), &upstream);
         assert_eq!(
             targets,
             json!([{
-                "id": "AB", "title": "ws://not-a-field.example/",
+                "id": "AB", "title": "ws://not-a-field.example/ [secret]",
                 "webSocketDebuggerUrl": "ws://localhost:9222/devtools/page/AB",
             }])
         );
+        localise(&mut with_token, here(Some(&token)), &upstream);
+        let url = "ws://localhost:9222/devtools/page/AB?token=local";
+        assert_eq!(with_token[0]["webSocketDebuggerUrl"], url);
     }
 }

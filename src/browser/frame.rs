@@ -118,16 +118,18 @@ pub fn encode(opcode: u8, payload: &[u8], masked: bool) -> Vec<u8> {
 }
 
 /// A close frame: a code, and as much of the reason as it may carry.
-pub fn close(code: u16, reason: &str, masked: bool) -> Vec<u8> {
-    let mut cut = reason.len().min(CONTROL_MAX - 2);
-    while !reason.is_char_boundary(cut) {
+pub fn close(code: u16, text: &str, masked: bool) -> Vec<u8> {
+    let payload = [&code.to_be_bytes()[..], reason(text).as_bytes()].concat();
+    encode(CLOSE, &payload, masked)
+}
+
+/// As much of a text as a close frame may carry.
+pub fn reason(text: &str) -> &str {
+    let mut cut = text.len().min(CONTROL_MAX - 2);
+    while !text.is_char_boundary(cut) {
         cut -= 1;
     }
-    encode(
-        CLOSE,
-        &[&code.to_be_bytes()[..], &reason.as_bytes()[..cut]].concat(),
-        masked,
-    )
+    &text[..cut]
 }
 
 #[cfg(test)]

@@ -1,15 +1,22 @@
 //! Entry points for what a client or a browser may send.
 
-use serde_json::Value;
-
 use super::{
     bridge::Bridge,
-    discovery,
     frame::{self, BadFrame},
+    position::Position,
 };
 
-/// Frames, one after the other. A header that is understood is the one that would be written.
+/// Frames, one after the other. A header that is understood is the one that would be written. What is passed on is the
+/// same in one piece and byte by byte.
 pub fn frames(mut data: &[u8]) {
+    let pass = |piece: usize| {
+        let (mut position, mut out) = (Position::default(), Vec::new());
+        let passed = data
+            .chunks(piece)
+            .try_for_each(|bytes| position.pass(bytes, &mut out, Some(1 << 20)));
+        (passed, out)
+    };
+    assert_eq!(pass(1), pass(data.len().max(1)));
     loop {
         match frame::header(data) {
             Ok(Some(header)) => {
@@ -37,7 +44,7 @@ pub fn frames(mut data: &[u8]) {
     }
 }
 
-/// Lines, by turns a client's and a shim's; each is also taken for an answer of the discovery.
+/// Lines, by turns a client's and a shim's.
 pub fn messages(data: &[u8]) {
     let mut bridge = Bridge::default();
     for (turn, line) in data.split(|&byte| byte == b'\n').enumerate() {
@@ -50,8 +57,5 @@ pub fn messages(data: &[u8]) {
             _ => bridge.tick(),
         };
         assert!(outs.len() < 1_000, "{} messages for one", outs.len());
-        if let Ok(mut value) = serde_json::from_str::<Value>(text) {
-            discovery::localise(&mut value, "localhost:9222");
-        }
     }
 }

@@ -11,9 +11,10 @@
 //! * [`guard`]: who may come in.
 //! * [`discovery`]: `/json/version` and its kin.
 //! * [`session`]: one WebSocket, from the upgrade to its end.
-//! * [`relay`]: bytes from one side to the other, frame by frame, never a message in memory.
+//! * [`relay`]: bytes from one side to the other, frame by frame, never a message in memory; `position` knows where in
+//!   the frames it is, `pulse` whether both sides live.
 //! * [`skill`]: scripts for the agent that use the port, kept up to date in its workspace.
-//! * [`upstream`]: which browser, how it is dialled, and what its refusals mean.
+//! * [`upstream`]: which browser, how it is dialled, and what its refusals mean; `version`: what it says of itself.
 
 mod bridge;
 mod discovery;
@@ -21,11 +22,14 @@ mod frame;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod guard;
+mod position;
+mod pulse;
 mod relay;
 mod server;
 mod session;
 pub mod skill;
 pub mod upstream;
+mod version;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -35,7 +39,10 @@ use tokio::{
 };
 
 use self::upstream::Upstream;
-use crate::{config::secret::Secret, event::Events};
+use crate::{
+    config::secret::Secret,
+    event::{Event, Events},
+};
 
 /// The port cannot be had. The gateway does without a browser then; nothing else depends on it.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +54,7 @@ pub struct BindError {
 
 /// What every connection shares.
 struct Shared {
-    upstream: Upstream,
+    upstream: Arc<Upstream>,
     /// Asked of every client, if set.
     token: Option<Secret>,
     events: Events,
@@ -55,49 +62,57 @@ struct Shared {
 
 /// The local port. It is listened on from when there is an upstream.
 pub struct Port {
-    addr: SocketAddr,
-    token: Option<Secret>,
     events: Events,
-    served: Mutex<Option<(SocketAddr, watch::Sender<Arc<Shared>>)>>,
+    served: Mutex<Option<Served>>,
+}
+
+struct Served {
+    /// As it was asked for; port 0 is any.
+    wanted: SocketAddr,
+    addr: SocketAddr,
+    current: watch::Sender<Arc<Shared>>,
 }
 
 impl Port {
-    pub fn new(addr: SocketAddr, token: Option<Secret>, events: Events) -> Port {
+    pub fn new(events: Events) -> Port {
         Port {
-            addr,
-            token,
             events,
             served: Mutex::default(),
         }
     }
 
-    /// Serves `upstream` until the process ends or another one comes; sessions that are open stay with theirs.
+    /// Serves `upstream` at `wanted` until the process ends or another call; sessions that are open stay with theirs.
     /// Gives the address that is listened on.
     ///
     /// # Errors
     /// The port is taken.
-    pub async fn serve(&self, upstream: Upstream) -> Result<SocketAddr, BindError> {
+    pub async fn serve(
+        &self,
+        wanted: SocketAddr,
+        token: Option<Secret>,
+        upstream: Arc<Upstream>,
+    ) -> Result<SocketAddr, BindError> {
+        let name = upstream.name();
         let shared = Arc::new(Shared {
             upstream,
-            token: self.token.clone(),
+            token,
             events: self.events.clone(),
         });
         let mut served = self.served.lock().await;
-        if let Some((addr, current)) = &*served {
-            current.send_replace(shared);
-            return Ok(*addr);
+        match &*served {
+            Some(served) if served.wanted == wanted => {
+                served.current.send_replace(shared);
+            }
+            _ => {
+                let error = |source| BindError { addr: wanted, source };
+                let listener = TcpListener::bind(wanted).await.map_err(error)?;
+                let addr = listener.local_addr().map_err(error)?;
+                let (current, shared) = watch::channel(shared);
+                tokio::spawn(server::serve(listener, shared));
+                *served = Some(Served { wanted, addr, current });
+            }
         }
-        let bound = async {
-            let listener = TcpListener::bind(self.addr).await?;
-            Ok((listener.local_addr()?, listener))
-        };
-        let (addr, listener) = bound.await.map_err(|source| BindError {
-            addr: self.addr,
-            source,
-        })?;
-        let (current, shared) = watch::channel(shared);
-        tokio::spawn(server::serve(listener, shared));
-        *served = Some((addr, current));
-        Ok(addr)
+        self.events.emit(Event::BrowserOffered { upstream: name });
+        Ok(served.as_ref().map_or(wanted, |served| served.addr))
     }
 }

@@ -1,144 +1,191 @@
 //! Bytes from one side to the other.
 //!
-//! Frames go through as they are: a client's mask is as good for the upstream as for us, so payloads are neither
-//! copied nor gathered, and a message of any size costs one buffer. Headers are read on the way, for three things:
-//! to know where a frame of our own may go in between, to count a message's length, and to keep our own pings'
-//! answers from a client that never asked.
+//! Frames go through as they are: a client's mask is as good for the upstream as for us, so no message is gathered, and
+//! one of any size costs one buffer. Headers are read on the way, for four things: to know where a frame of our own may
+//! go in between, to count a message's length, to see both sides close, and to keep our own pings' answers from
+//! somebody who never asked.
 
 use std::{io, time::Duration};
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::{Instant, MissedTickBehavior, interval_at, timeout},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 
-use super::frame::{self, BadFrame, Header};
+use super::{
+    frame,
+    position::{Misfit, Position},
+    pulse::{CLOSING, LOOK_EVERY, OURS, Pulse, SILENCE, Watch, Watched},
+};
 
-/// Between our pings to the upstream, which also keep idle connections from being cut on the way.
-const PING_EVERY: Duration = Duration::from_secs(10);
-/// An upstream that sent nothing for so long, though pinged, is gone.
-const SILENCE: Duration = Duration::from_secs(28);
-/// For the other side's part of a closing handshake.
-const CLOSING: Duration = Duration::from_secs(5);
+/// For a client to read why it was closed, and to hang up.
+const DRAIN: Duration = Duration::from_secs(2);
 /// What is in flight in each direction.
 const BUFFER: usize = 64 << 10;
-/// What our pings carry, to know their answers by.
-const OURS: &[u8] = b"moltinit";
 
-/// Why a relay ended other than by its sides closing it.
+/// Why a session ended other than by its sides closing it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
     #[error("the browser was not heard of for {} s", SILENCE.as_secs())]
     Silent,
-    #[error("a message is longer than the {0} bytes that this browser takes")]
-    TooLong(u64),
-    #[error("{0} sent what is no WebSocket frame: {1}")]
-    Garbled(&'static str, BadFrame),
     #[error("the connection to the browser was cut: {0}")]
     Cut(String),
+    #[error("a message of the browser's is longer than the {0} bytes that can be passed on")]
+    TooMuch(u64),
+    #[error("the browser sent what is no WebSocket frame: {0}")]
+    BrowserGarbled(String),
+    #[error("a message is longer than the {0} bytes that this browser takes")]
+    TooLong(u64),
+    #[error("the client sent what is no WebSocket frame: {0}")]
+    Garbled(String),
+    #[error("this browser takes text only")]
+    Binary,
+    #[error("the client does not answer")]
+    ClientSilent,
     #[error("the client is gone")]
     ClientGone,
 }
 
 impl Broken {
-    /// The close code that says it (RFC 6455, section 7.4.1).
+    /// The close code that says it to the client (RFC 6455, section 7.4.1).
     pub fn code(&self) -> u16 {
         match self {
-            Broken::TooLong(_) => 1009,
-            Broken::Garbled(..) => 1002,
-            Broken::Silent | Broken::Cut(_) | Broken::ClientGone => 1011,
+            Broken::TooLong(_) | Broken::TooMuch(_) => 1009,
+            Broken::Garbled(_) => 1002,
+            Broken::Binary => 1003,
+            Broken::Silent | Broken::Cut(_) | Broken::BrowserGarbled(_) | Broken::ClientSilent | Broken::ClientGone => {
+                1011
+            }
         }
     }
+
+    /// The browser has failed, not the client.
+    pub fn is_the_browsers(&self) -> bool {
+        matches!(
+            self,
+            Broken::Silent | Broken::Cut(_) | Broken::TooMuch(_) | Broken::BrowserGarbled(_)
+        )
+    }
 }
 
-/// Where a stream of frames is.
-#[derive(Debug, Default)]
-pub struct Position {
-    /// A header of which there is more to come.
-    header: Vec<u8>,
-    /// Bytes of the present frame's payload still to come.
-    payload: u64,
-    /// Bytes of the present message so far.
-    message: u64,
-    /// The payload now coming is the answer to a ping of ours, or may be.
-    pong: Option<Vec<u8>>,
-    closed: bool,
+/// One direction: what comes in at `from`, and what of it is still to go out at `to`.
+struct Flow<R, W> {
+    from: R,
+    to: W,
+    limit: Option<u64>,
+    position: Position,
+    buffer: Vec<u8>,
+    out: Vec<u8>,
+    sent: usize,
+    has_to_flush: bool,
+    /// Nothing more will come.
+    has_ended: bool,
 }
 
-impl Position {
-    /// Between two frames.
-    fn is_between(&self) -> bool {
-        self.header.is_empty() && self.payload == 0
+/// What one step of a direction came to.
+enum Step {
+    Moved,
+    Ended,
+    Misfit(Misfit),
+    ReadFailed(io::Error),
+    WriteFailed(io::Error),
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Flow<R, W> {
+    fn new(from: R, to: W, limit: Option<u64>) -> Self {
+        Flow {
+            from,
+            to,
+            limit,
+            position: Position::default(),
+            buffer: vec![0; BUFFER],
+            out: Vec::new(),
+            sent: 0,
+            has_to_flush: false,
+            has_ended: false,
+        }
     }
 
-    /// Takes `bytes` in and puts out what is to be passed on.
-    fn pass(&mut self, mut bytes: &[u8], out: &mut Vec<u8>, limit: Option<u64>) -> Result<(), Pass> {
-        while !bytes.is_empty() {
-            if self.payload > 0 {
-                let here = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
-                self.payload -= here as u64;
-                match &mut self.pong {
-                    None => out.extend(&bytes[..here]),
-                    Some(held) => {
-                        held.extend(&bytes[..here]);
-                        if self.payload == 0 {
-                            self.end_pong(out);
-                        }
+    fn is_written(&self) -> bool {
+        self.sent == self.out.len() && !self.has_to_flush
+    }
+
+    /// All that will ever come has gone out, a close frame at its end.
+    fn is_over(&self) -> bool {
+        self.position.has_closed() && self.is_written()
+    }
+
+    /// Writes what is there to be written; else reads. To be dropped and begun again at will.
+    async fn step(&mut self) -> Step {
+        if self.sent < self.out.len() {
+            return match self.to.write(&self.out[self.sent..]).await {
+                Ok(0) => Step::WriteFailed(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.sent += count;
+                    self.has_to_flush = true;
+                    if self.sent == self.out.len() {
+                        self.out.clear();
+                        self.sent = 0;
                     }
+                    Step::Moved
                 }
-                bytes = &bytes[here..];
-                continue;
-            }
-            self.header.push(bytes[0]);
-            bytes = &bytes[1..];
-            if let Some(header) = frame::header(&self.header).map_err(Pass::Garbled)? {
-                self.begin(&header, out, limit)?;
-            }
+                Err(error) => Step::WriteFailed(error),
+            };
         }
-        Ok(())
+        if self.has_to_flush {
+            return match self.to.flush().await {
+                Ok(()) => {
+                    self.has_to_flush = false;
+                    Step::Moved
+                }
+                Err(error) => Step::WriteFailed(error),
+            };
+        }
+        match self.from.read(&mut self.buffer).await {
+            Ok(0) => {
+                self.has_ended = true;
+                Step::Ended
+            }
+            Ok(count) => self.take(count),
+            Err(error) => Step::ReadFailed(error),
+        }
     }
 
-    fn begin(&mut self, header: &Header, out: &mut Vec<u8>, limit: Option<u64>) -> Result<(), Pass> {
-        let bytes = std::mem::take(&mut self.header);
-        if !header.is_control() {
-            self.message = self.message.saturating_add(header.payload);
-            if let Some(limit) = limit.filter(|limit| self.message > *limit) {
-                return Err(Pass::TooLong(limit));
-            }
-            if header.fin {
-                self.message = 0;
-            }
+    fn take(&mut self, count: usize) -> Step {
+        match self.position.pass(&self.buffer[..count], &mut self.out, self.limit) {
+            Ok(()) => Step::Moved,
+            Err(misfit) => Step::Misfit(misfit),
         }
-        self.closed |= header.opcode == frame::CLOSE;
-        self.payload = header.payload;
-        if header.opcode == frame::PONG && header.mask.is_none() && header.payload == OURS.len() as u64 {
-            self.pong = Some(bytes);
-        } else {
-            out.extend(bytes);
-        }
-        Ok(())
     }
 
-    fn end_pong(&mut self, out: &mut Vec<u8>) {
-        let held = self.pong.take().unwrap_or_default();
-        if !held.ends_with(OURS) {
-            out.extend(held);
+    /// Puts a frame of our own in between, if one may stand there.
+    fn interject(&mut self, frame: &[u8]) -> bool {
+        let may = self.position.is_between() && !self.position.has_closed() && self.is_written();
+        if may {
+            self.out.extend(frame);
         }
+        may
+    }
+
+    /// What is still on the way, and then `frame`, if one may stand there.
+    fn last(&self, frame: &[u8]) -> Vec<u8> {
+        let mut last = self.out[self.sent..].to_vec();
+        if self.position.is_between() && !self.position.has_closed() {
+            last.extend(frame);
+        }
+        last
     }
 }
 
-enum Pass {
-    Garbled(BadFrame),
-    TooLong(u64),
-}
+/// A side, with its pulse.
+type Reader<S> = ReadHalf<Watched<S>>;
+type Writer<S> = WriteHalf<Watched<S>>;
 
-/// How one direction ended.
-enum End {
-    /// The source's end of the stream; whether it had said goodbye.
-    Eof {
-        closed: bool,
-    },
-    Broken(Broken),
+struct Relay<C, U> {
+    up: Flow<Reader<C>, Writer<U>>,
+    down: Flow<Reader<U>, Writer<C>>,
+    client: Watch,
+    upstream: Watch,
 }
 
 /// Relays until both sides have closed. `first` is what the client has sent already; `limit` is the longest message
@@ -146,123 +193,142 @@ enum End {
 ///
 /// # Errors
 /// What broke it. The client has been told by a close frame, if it still listens and no frame was half-way to it.
-pub async fn relay(
-    client: impl AsyncRead + AsyncWrite + Unpin,
-    upstream: impl AsyncRead + AsyncWrite + Unpin,
-    first: Vec<u8>,
-    limit: Option<u64>,
-) -> Result<(), Broken> {
-    let (mut from_client, mut to_client) = tokio::io::split(client);
-    let (mut from_upstream, mut to_upstream) = tokio::io::split(upstream);
-    let mut down_position = Position::default();
-    let ended = {
-        let up = up(&mut from_client, &mut to_upstream, first, limit);
-        let down = down(&mut from_upstream, &mut to_client, &mut down_position);
-        tokio::pin!(up, down);
-        tokio::select! {
-            end = &mut up => match end {
-                // The upstream answers the goodbye, and that is passed on.
-                End::Eof { .. } => timeout(CLOSING, &mut down).await.map_or(Ok(()), finished),
-                End::Broken(broken) => Err(broken),
-            },
-            end = &mut down => match end {
-                End::Eof { closed: true } => timeout(CLOSING, &mut up).await.map_or(Ok(()), finished),
-                End::Eof { closed: false } => Err(Broken::Cut("it ended without a goodbye".into())),
-                End::Broken(broken) => Err(broken),
-            },
-        }
+pub async fn relay<C, U>(client: C, upstream: U, first: Vec<u8>, limit: Option<u64>) -> Result<(), Broken>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let (client, client_watch) = Watched::new(client);
+    let (upstream, upstream_watch) = Watched::new(upstream);
+    let (from_client, to_client) = split(client);
+    let (from_upstream, to_upstream) = split(upstream);
+    let mut relay = Relay {
+        up: Flow::new(from_client, to_upstream, limit),
+        down: Flow::new(from_upstream, to_client, None),
+        client: client_watch.clone(),
+        upstream: upstream_watch.clone(),
     };
-    if let Err(broken) = &ended {
-        if down_position.is_between() && !down_position.closed {
-            let goodbye = frame::close(broken.code(), &broken.to_string(), false);
-            let _ = timeout(CLOSING, to_client.write_all(&goodbye)).await;
-        }
-        let goodbye = frame::close(1001, "the client is gone", true);
-        let _ = timeout(CLOSING, to_upstream.write_all(&goodbye)).await;
-    }
-    let _ = timeout(CLOSING, to_client.shutdown()).await;
-    let _ = timeout(CLOSING, to_upstream.shutdown()).await;
+    let ended = match relay.up.position.pass(&first, &mut relay.up.out, limit) {
+        Err(misfit) => Err(of_client(misfit)),
+        Ok(()) => tokio::select! {
+            ended = relay.run() => ended,
+            () = upstream_watch.ends(|pulse, now| pulse.is_silent(now) || pulse.is_stuck(now)) => Err(Broken::Silent),
+            () = client_watch.ends(Pulse::is_silent) => Err(Broken::ClientSilent),
+        },
+    };
+    relay.end(ended.as_ref().err()).await;
     ended
 }
 
-fn finished(end: End) -> Result<(), Broken> {
-    match end {
-        End::Broken(broken @ (Broken::TooLong(_) | Broken::Garbled(..))) => Err(broken),
-        _ => Ok(()),
-    }
-}
-
-/// From the client to the upstream, with a ping of ours now and then.
-async fn up(
-    client: &mut (impl AsyncRead + Unpin),
-    upstream: &mut (impl AsyncWrite + Unpin),
-    first: Vec<u8>,
-    limit: Option<u64>,
-) -> End {
-    let mut position = Position::default();
-    let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
-    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut bytes, mut out) = (vec![0; BUFFER], Vec::new());
-    let mut next = first;
-    loop {
-        if let Err(pass) = position.pass(&next, &mut out, limit) {
-            return End::Broken(match pass {
-                Pass::Garbled(bad) => Broken::Garbled("the client", bad),
-                Pass::TooLong(limit) => Broken::TooLong(limit),
-            });
-        }
-        if let Err(error) = write(upstream, &mut out).await {
-            return End::Broken(Broken::Cut(error.to_string()));
-        }
-        next.clear();
-        tokio::select! {
-            read = client.read(&mut bytes) => match read {
-                Ok(0) => return End::Eof { closed: position.closed },
-                Ok(count) => next.extend(&bytes[..count]),
-                Err(_) => return End::Broken(Broken::ClientGone),
-            },
-            _ = pings.tick(), if position.is_between() && !position.closed => {
-                out.extend(frame::encode(frame::PING, OURS, true));
+impl<C, U> Relay<C, U>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    async fn run(&mut self) -> Result<(), Broken> {
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut until: Option<Instant> = None;
+        loop {
+            if self.up.is_over() && self.down.is_over() {
+                return Ok(());
+            }
+            let is_closing = self.up.position.has_closed() || self.down.position.has_closed();
+            if is_closing {
+                until.get_or_insert_with(|| Instant::now() + CLOSING);
+            }
+            let stepped = tokio::select! {
+                step = self.up.step(), if !self.up.has_ended => self.stepped_up(step),
+                step = self.down.step(), if !self.down.has_ended => self.stepped_down(step),
+                _ = looks.tick() => {
+                    self.ping();
+                    Ok(())
+                }
+                // The other side does not answer the goodbye.
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => return Ok(()),
+            };
+            match stepped {
+                Ok(()) => {}
+                // A side may answer a goodbye by hanging up.
+                Err(_) if is_closing => return Ok(()),
+                Err(broken) => return Err(broken),
             }
         }
     }
-}
 
-/// From the upstream to the client.
-async fn down(
-    upstream: &mut (impl AsyncRead + Unpin),
-    client: &mut (impl AsyncWrite + Unpin),
-    position: &mut Position,
-) -> End {
-    let (mut bytes, mut out) = (vec![0; BUFFER], Vec::new());
-    loop {
-        // Only the wait for the upstream counts as its silence, not the wait for a slow client.
-        let count = match timeout(SILENCE, upstream.read(&mut bytes)).await {
-            Err(_) => return End::Broken(Broken::Silent),
-            Ok(Err(error)) => return End::Broken(Broken::Cut(error.to_string())),
-            Ok(Ok(0)) => {
-                return End::Eof {
-                    closed: position.closed,
-                };
+    fn stepped_up(&mut self, step: Step) -> Result<(), Broken> {
+        match step {
+            Step::Moved => Ok(()),
+            // The upstream answers the goodbye, and that is passed on.
+            Step::Ended if self.up.position.has_closed() => Ok(()),
+            Step::Ended | Step::ReadFailed(_) => Err(Broken::ClientGone),
+            Step::Misfit(misfit) => Err(of_client(misfit)),
+            Step::WriteFailed(error) => Err(Broken::Cut(error.to_string())),
+        }
+    }
+
+    fn stepped_down(&mut self, step: Step) -> Result<(), Broken> {
+        match step {
+            Step::Moved => Ok(()),
+            Step::Ended if self.down.position.has_closed() => Ok(()),
+            Step::Ended => Err(Broken::Cut("it ended without a goodbye".into())),
+            Step::ReadFailed(error) => Err(Broken::Cut(error.to_string())),
+            Step::Misfit(Misfit::Garbled(bad)) => Err(Broken::BrowserGarbled(bad.to_string())),
+            Step::Misfit(Misfit::TooLong(limit)) => Err(Broken::TooMuch(limit)),
+            Step::WriteFailed(_) => Err(Broken::ClientGone),
+        }
+    }
+
+    fn ping(&mut self) {
+        let now = Instant::now();
+        let mut pulse = self.upstream.pulse();
+        if pulse.is_ping_due(now) && self.up.interject(&frame::encode(frame::PING, OURS, true)) {
+            pulse.pinged(now);
+        }
+        drop(pulse);
+        let mut pulse = self.client.pulse();
+        if pulse.is_ping_due(now) && self.down.interject(&frame::encode(frame::PING, OURS, false)) {
+            pulse.pinged(now);
+        }
+    }
+
+    /// Says goodbye to both, and why to the client.
+    async fn end(self, broken: Option<&Broken>) {
+        let Relay { mut up, mut down, .. } = self;
+        let why = broken.map(|broken| frame::close(broken.code(), &broken.to_string(), false));
+        let leaving = broken.map(|_| frame::close(1001, "the client is gone", true));
+        let to_client = down.last(&why.unwrap_or_default());
+        let to_upstream = up.last(&leaving.unwrap_or_default());
+        let client = async {
+            write_last(&mut down.to, &to_client).await;
+            if broken.is_some() {
+                drain(&mut up.from).await;
             }
-            Ok(Ok(count)) => count,
         };
-        match position.pass(&bytes[..count], &mut out, None) {
-            Ok(()) => {}
-            Err(Pass::Garbled(bad)) => return End::Broken(Broken::Garbled("the browser", bad)),
-            Err(Pass::TooLong(limit)) => return End::Broken(Broken::TooLong(limit)),
-        }
-        if write(client, &mut out).await.is_err() {
-            return End::Broken(Broken::ClientGone);
-        }
+        tokio::join!(client, write_last(&mut up.to, &to_upstream));
     }
 }
 
-async fn write(to: &mut (impl AsyncWrite + Unpin), out: &mut Vec<u8>) -> io::Result<()> {
-    if !out.is_empty() {
-        to.write_all(out).await?;
+async fn write_last(to: &mut (impl AsyncWrite + Unpin), last: &[u8]) {
+    let written = async {
+        to.write_all(last).await?;
         to.flush().await?;
-        out.clear();
+        to.shutdown().await
+    };
+    let _ = timeout(CLOSING, written).await;
+}
+
+/// Reads what a client still sends until it has hung up: closed before that, the connection would be reset, and what the
+/// client was told last would be lost.
+pub async fn drain(client: &mut (impl AsyncRead + Unpin)) {
+    let mut buffer = vec![0; BUFFER];
+    let drained = async { while client.read(&mut buffer).await.is_ok_and(|count| count > 0) {} };
+    let _ = timeout(DRAIN, drained).await;
+}
+
+fn of_client(misfit: Misfit) -> Broken {
+    match misfit {
+        Misfit::Garbled(bad) => Broken::Garbled(bad.to_string()),
+        Misfit::TooLong(limit) => Broken::TooLong(limit),
     }
-    Ok(())
 }

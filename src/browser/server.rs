@@ -12,6 +12,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
 use sha1::{Digest, Sha1};
 use tokio::{
@@ -19,22 +20,34 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use super::{Shared, discovery, guard, session};
+use super::{
+    Shared,
+    discovery::{self, Here},
+    guard, session,
+};
 
-/// Connections at one time; more wait to be accepted.
-const MOST: usize = 256;
+/// WebSockets at one time; more are refused.
+const SESSIONS: usize = 256;
+/// Other connections at one time; more wait to be accepted, which is not long: one that says nothing is closed.
+const CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// RFC 6455, section 1.3.
 const ACCEPT: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Accepts until the process ends. A connection stays with what is current when it comes.
-pub async fn serve(listener: TcpListener, current: watch::Receiver<Arc<Shared>>) {
-    let room = Arc::new(Semaphore::new(MOST));
+/// Accepts until the process ends or nobody holds the sender any more. A connection stays with what is current when it
+/// comes.
+pub async fn serve(listener: TcpListener, mut current: watch::Receiver<Arc<Shared>>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let sessions = Arc::new(Semaphore::new(SESSIONS));
     loop {
         let Ok(place) = Arc::clone(&room).acquire_owned().await else {
             return;
         };
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = gone(&mut current) => return,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of file descriptors, most likely: some will be given back.
@@ -44,12 +57,14 @@ pub async fn serve(listener: TcpListener, current: watch::Receiver<Arc<Shared>>)
             }
         };
         let _ = stream.set_nodelay(true);
+        // For a client that vanishes without a word before it has a session, which has pings.
+        let _ = setsockopt(&stream, sockopt::KeepAlive, &true);
         let shared = Arc::clone(&current.borrow());
+        let sessions = Arc::clone(&sessions);
         tokio::spawn(async move {
-            let place = Arc::new(place);
             let service = service_fn(|request| {
-                let (shared, place) = (Arc::clone(&shared), Arc::clone(&place));
-                async move { Ok::<_, Infallible>(answer(request, shared, place).await) }
+                let (shared, sessions) = (Arc::clone(&shared), Arc::clone(&sessions));
+                async move { Ok::<_, Infallible>(answer(request, shared, sessions).await) }
             });
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -58,13 +73,21 @@ pub async fn serve(listener: TcpListener, current: watch::Receiver<Arc<Shared>>)
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades();
             let _ = served.await;
+            drop(place);
         });
     }
 }
 
-type Place = Arc<tokio::sync::OwnedSemaphorePermit>;
+/// Ends when the port is served elsewhere.
+async fn gone(current: &mut watch::Receiver<Arc<Shared>>) {
+    while current.changed().await.is_ok() {}
+}
 
-async fn answer(mut request: Request<Incoming>, shared: Arc<Shared>, place: Place) -> Response<Full<Bytes>> {
+async fn answer(
+    mut request: Request<Incoming>,
+    shared: Arc<Shared>,
+    sessions: Arc<Semaphore>,
+) -> Response<Full<Bytes>> {
     if let Err(refused) = guard::check(request.headers(), request.uri().query(), shared.token.as_ref()) {
         tracing::warn!(%refused, "a request to the browser port");
         return json(StatusCode::FORBIDDEN, &Value::String(refused.to_string()));
@@ -76,8 +99,12 @@ async fn answer(mut request: Request<Incoming>, shared: Arc<Shared>, place: Plac
             .get(header::HOST)
             .and_then(|host| host.to_str().ok())
             .unwrap_or_default();
+        let here = Here {
+            authority,
+            token: shared.token.as_ref(),
+        };
         let (method, query) = (request.method(), request.uri().query());
-        let (status, value) = discovery::answer(&shared.upstream, method, &path, query, authority).await;
+        let (status, value) = discovery::answer(&shared.upstream, method, &path, query, here).await;
         return json(status, &value);
     }
     let Some(accept) = accept(request.headers()) else {
@@ -85,6 +112,14 @@ async fn answer(mut request: Request<Incoming>, shared: Arc<Shared>, place: Plac
             StatusCode::NOT_FOUND,
             &Value::String("nothing here; see /json/version".into()),
         );
+    };
+    let Ok(place) = sessions.try_acquire_owned() else {
+        tracing::warn!(
+            sessions = SESSIONS,
+            "a WebSocket to the browser port was refused: there are too many"
+        );
+        let why = format!("there are {SESSIONS} WebSockets open here already; close some");
+        return json(StatusCode::SERVICE_UNAVAILABLE, &Value::String(why));
     };
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {

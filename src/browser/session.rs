@@ -12,164 +12,205 @@ use tokio::{
 use super::{
     Shared,
     bridge::{Greeting, bridge, greet},
-    discovery,
-    frame::{self, Header},
-    relay::relay,
-    upstream::{DIAL, DialError},
+    frame::{self, BadFrame, Header},
+    relay::{drain, relay},
+    upstream::{DIAL, DialError, Upstream},
+    version::Version,
 };
 use crate::event::Event;
 
 /// What a client may send before the upstream is there; beyond it, it waits.
 const HELD_MAX: usize = 256 << 10;
 
-/// What the client's first frames come to.
-enum Begin {
-    /// It left, and nothing was launched.
-    Left,
-    /// It wants the browser. Everything it has sent that was not answered here.
-    Wants(Vec<u8>),
-}
-
 /// Serves a client until either side ends it.
 pub async fn run(mut client: impl AsyncRead + AsyncWrite + Unpin, path: &str, shared: &Shared) {
-    let Ok(Begin::Wants(mut held)) = begin(&mut client).await else {
+    let upstream = &*shared.upstream;
+    let Ok(Some(mut held)) = begin(&mut client, upstream).await else {
         let _ = client.shutdown().await;
         return;
     };
-    let name = shared.upstream.name();
+    let name = upstream.name();
     let dial = async {
-        let mut browser = shared.upstream.dial(path).await?;
-        let greeting = match shared.upstream.may_be_shim() {
+        let mut browser = upstream.dial(path).await?;
+        let greeting = match upstream.may_be_shim() {
             true => timeout(DIAL, greet(&mut browser))
                 .await
                 .unwrap_or(Err(DialError::TimedOut(DIAL)))?,
-            false => Greeting::Browser,
+            false => Greeting::Browser(Value::Null),
         };
         Ok::<_, DialError>((browser, greeting))
     };
     let dialled = tokio::select! {
         dialled = dial => dialled,
-        () = hold(&mut client, &mut held) => return,
+        farewell = hold(&mut client, &mut held) => {
+            let _ = client.write_all(&farewell).await;
+            let _ = client.shutdown().await;
+            return;
+        }
+    };
+    let failed = |why: &dyn std::fmt::Display| {
+        let why = upstream.masked(&why.to_string());
+        let upstream = name.clone();
+        shared.events.emit(Event::BrowserFailed {
+            upstream,
+            why: why.clone(),
+        });
+        why
     };
     let (browser, greeting) = match dialled {
         Ok(dialled) => dialled,
         Err(error) => {
-            shared.events.emit(Event::BrowserFailed {
-                upstream: name,
-                why: error.to_string(),
-            });
-            refuse(&mut client, &held, &error).await;
+            refuse(&mut client, &held, &failed(&error)).await;
             return;
         }
     };
     shared.events.emit(Event::BrowserConnected { upstream: name.clone() });
     let ended = match greeting {
-        Greeting::Browser => relay(client, browser, held, shared.upstream.message_max()).await,
+        Greeting::Browser(version) => {
+            upstream.remember(Version::of_result(&version));
+            relay(client, browser, held, upstream.message_max()).await
+        }
         Greeting::Shim(greeting) => bridge(client, browser, held, &greeting).await,
     };
-    if let Err(broken) = ended {
-        tracing::warn!(upstream = %name, %broken, "a browser session ended");
+    match ended {
+        Err(broken) if broken.is_the_browsers() => drop(failed(&broken)),
+        Err(broken) => tracing::info!(upstream = %name, %broken, "a browser session ended"),
+        Ok(()) => {}
     }
 }
 
-/// Answers what needs no browser, up to the first frame that does.
-async fn begin(client: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> std::io::Result<Begin> {
-    let mut held = Vec::new();
-    loop {
-        match frame::header(&held) {
-            Ok(None) => {}
-            // The relay says what is wrong with it, once there is somebody to relay to; here it is just refused.
-            Err(bad) => {
-                client.write_all(&frame::close(1002, &bad.to_string(), false)).await?;
-                return Ok(Begin::Left);
-            }
-            Ok(Some(header)) => match whole(&held, &header) {
-                // A command too long to be a probe's.
-                None if !header.is_control() && header.payload > frame::CONTROL_MAX as u64 => {
-                    return Ok(Begin::Wants(held));
-                }
-                None => {}
-                Some(payload) => match header.opcode {
-                    frame::CLOSE => {
-                        client.write_all(&frame::encode(frame::CLOSE, &payload, false)).await?;
-                        return Ok(Begin::Left);
-                    }
-                    frame::PING => {
-                        client.write_all(&frame::encode(frame::PONG, &payload, false)).await?;
-                        held.drain(..header.len + payload.len());
-                        continue;
-                    }
-                    frame::PONG => {
-                        held.drain(..header.len + payload.len());
-                        continue;
-                    }
-                    _ => match version_asked(&header, &payload) {
-                        Some(id) => {
-                            let answer = json!({ "id": id, "result": discovery::browser_version() }).to_string();
-                            client
-                                .write_all(&frame::encode(frame::TEXT, answer.as_bytes(), false))
-                                .await?;
-                            held.drain(..header.len + payload.len());
-                            continue;
-                        }
-                        None => return Ok(Begin::Wants(held)),
-                    },
-                },
-            },
-        }
-        if client.read_buf(&mut held).await? == 0 {
-            return Ok(Begin::Left);
-        }
+/// A whole frame.
+struct Frame {
+    header: Header,
+    /// Unmasked.
+    payload: Vec<u8>,
+}
+
+impl Frame {
+    fn len(&self) -> usize {
+        self.header.len + self.payload.len()
     }
 }
 
-/// The frame's payload, unmasked, if all of it is there.
-fn whole(bytes: &[u8], header: &Header) -> Option<Vec<u8>> {
-    let end = usize::try_from(header.payload).ok()?.checked_add(header.len)?;
-    let mut payload = bytes.get(header.len..end)?.to_vec();
+/// The frame at the start of `bytes`, if all of it is there.
+fn next_frame(bytes: &[u8]) -> Result<Option<Frame>, BadFrame> {
+    let Some(header) = frame::header(bytes)? else {
+        return Ok(None);
+    };
+    let end = usize::try_from(header.payload)
+        .ok()
+        .and_then(|len| len.checked_add(header.len));
+    let Some(payload) = end.and_then(|end| bytes.get(header.len..end)) else {
+        return Ok(None);
+    };
+    let mut payload = payload.to_vec();
     if let Some(mask) = header.mask {
         frame::apply_mask(&mut payload, mask, 0);
     }
-    Some(payload)
+    Ok(Some(Frame { header, payload }))
+}
+
+/// Answers what needs no browser, up to the first frame that does: gives everything that the client has sent and that
+/// was not answered here, or nothing if it left. Nothing was launched then.
+async fn begin(
+    client: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    upstream: &Upstream,
+) -> std::io::Result<Option<Vec<u8>>> {
+    let mut held = Vec::new();
+    loop {
+        let frame = match next_frame(&held) {
+            Ok(Some(frame)) => frame,
+            Ok(None) if is_long(&held) => return Ok(Some(held)),
+            Ok(None) if client.read_buf(&mut held).await? == 0 => return Ok(None),
+            Ok(None) => continue,
+            Err(bad) => {
+                client.write_all(&not_a_frame(bad)).await?;
+                return Ok(None);
+            }
+        };
+        let answer = match frame.header.opcode {
+            frame::CLOSE => {
+                client.write_all(&echo(&frame)).await?;
+                return Ok(None);
+            }
+            frame::PING => frame::encode(frame::PONG, &frame.payload, false),
+            frame::PONG => Vec::new(),
+            _ => match version_asked(&frame) {
+                Some(id) => {
+                    let answer = json!({ "id": id, "result": upstream.version().await.result() });
+                    frame::encode(frame::TEXT, answer.to_string().as_bytes(), false)
+                }
+                None => return Ok(Some(held)),
+            },
+        };
+        client.write_all(&answer).await?;
+        held.drain(..frame.len());
+    }
+}
+
+/// A command too long to be a probe's has begun.
+fn is_long(bytes: &[u8]) -> bool {
+    let header = frame::header(bytes).ok().flatten();
+    header.is_some_and(|header| !header.is_control() && header.payload > frame::CONTROL_MAX as u64)
+}
+
+/// The answer to a close frame.
+fn echo(close: &Frame) -> Vec<u8> {
+    frame::encode(frame::CLOSE, &close.payload, false)
+}
+
+fn not_a_frame(bad: BadFrame) -> Vec<u8> {
+    frame::close(1002, &bad.to_string(), false)
 }
 
 /// The id, if this is a plain `Browser.getVersion`.
-fn version_asked(header: &Header, payload: &[u8]) -> Option<Value> {
-    let mut command: Value = serde_json::from_slice(payload).ok().filter(|_| header.fin)?;
+fn version_asked(frame: &Frame) -> Option<Value> {
+    let mut command: Value = serde_json::from_slice(&frame.payload)
+        .ok()
+        .filter(|_| frame.header.fin)?;
     let plain = command["method"] == "Browser.getVersion" && command.get("sessionId").is_none();
     plain.then(|| command["id"].take())
 }
 
-/// Takes in what the client sends meanwhile, up to a bound. Ends only when the client does.
-async fn hold(client: &mut (impl AsyncRead + Unpin), held: &mut Vec<u8>) {
-    while held.len() < HELD_MAX {
-        let room = HELD_MAX - held.len();
+/// Takes in what the client sends meanwhile, up to a bound. Ends only when the client does; gives what it is still to be
+/// told.
+async fn hold(client: &mut (impl AsyncRead + Unpin), held: &mut Vec<u8>) -> Vec<u8> {
+    let mut seen = 0;
+    loop {
+        match next_frame(&held[seen..]) {
+            Ok(Some(frame)) if frame.header.opcode == frame::CLOSE => return echo(&frame),
+            Ok(Some(frame)) => {
+                seen += frame.len();
+                continue;
+            }
+            Ok(None) => {}
+            Err(bad) => return not_a_frame(bad),
+        }
+        let room = HELD_MAX.saturating_sub(held.len());
+        if room == 0 {
+            return std::future::pending().await;
+        }
         match client.take(room as u64).read_buf(held).await {
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => return Vec::new(),
             Ok(_) => {}
         }
     }
-    std::future::pending().await
 }
 
 /// Answers the command that was waiting with the reason, and closes.
-async fn refuse(client: &mut (impl AsyncRead + AsyncWrite + Unpin), held: &[u8], error: &DialError) {
-    let first = frame::header(held).ok().flatten();
-    let command: Option<Value> = first
-        .and_then(|header| whole(held, &header))
-        .and_then(|payload| serde_json::from_slice(&payload).ok());
+async fn refuse(client: &mut (impl AsyncRead + AsyncWrite + Unpin), held: &[u8], why: &str) {
+    let first = next_frame(held).ok().flatten();
+    let command: Option<Value> = first.and_then(|frame| serde_json::from_slice(&frame.payload).ok());
     let mut farewell = Vec::new();
     if let Some(id) = command.as_ref().and_then(|command| command.get("id")) {
-        let mut answer = json!({ "id": id, "error": { "code": -32000, "message": error.to_string() } });
+        let mut answer = json!({ "id": id, "error": { "code": -32000, "message": why } });
         if let Some(session) = command.as_ref().and_then(|command| command.get("sessionId")) {
             answer["sessionId"] = session.clone();
         }
         farewell.extend(frame::encode(frame::TEXT, answer.to_string().as_bytes(), false));
     }
-    farewell.extend(frame::close(1011, &error.to_string(), false));
+    farewell.extend(frame::close(1011, why, false));
     let _ = client.write_all(&farewell).await;
-    // Until it has read that and closed, or the connection would be reset under it.
-    let drained = async { while client.read(&mut [0; 1024]).await.is_ok_and(|count| count > 0) {} };
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), drained).await;
     let _ = client.shutdown().await;
+    drain(client).await;
 }

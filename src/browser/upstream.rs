@@ -1,20 +1,37 @@
 //! Which browser, how it is dialled, and what its refusals mean.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use reqwest::{Client, StatusCode, Upgraded, header};
+use reqwest::{Client, RequestBuilder, StatusCode, Upgraded, header};
 use serde_json::Value;
 use tokio::{sync::OnceCell, time::timeout};
 use url::Url;
 
-use crate::config::{Config, env::Problem, secret::Secret};
+use super::version::Version;
+use crate::config::{
+    Config, Problems,
+    env::Problem,
+    secret::{Mask, Secret},
+};
 
 /// A cold browser takes 8 s to its first byte.
 pub const DIAL: Duration = Duration::from_secs(45);
-/// For a page of discovery.
-const ASK: Duration = Duration::from_secs(10);
+/// For a page that says which browser it is: one on this machine answers well within a client's patience, and one that
+/// does not is not waited for.
+const SOON: Duration = Duration::from_millis(200);
+/// For a page without which nothing goes on.
+const PAGE: Duration = Duration::from_secs(10);
 /// The longest message that Cloudflare passes.
-const PLATFORM_MAX: u64 = 32 << 20;
+pub const PLATFORM_MAX: u64 = 32 << 20;
+/// Where Cloudflare's API is, unless `CLOUDFLARE_API_BASE_URL` says otherwise, as it does to Cloudflare's own tools.
+const API: &str = "https://api.cloudflare.com/client/v4";
+/// Milliseconds for which a browser outlives its last command: an agent thinks between two.
+const KEEP_ALIVE: u32 = 600_000;
+/// The longest page in plain words that is handed on.
+const WORDS: usize = 2_000;
 /// The path of our own browser target, which stands for whatever the upstream calls its own.
 pub const BROWSER_PATH: &str = "/devtools/browser/moltinit";
 
@@ -34,6 +51,9 @@ enum Place {
 pub struct Upstream {
     place: Place,
     client: OnceCell<Client>,
+    /// What the last browser there said of itself.
+    version: Mutex<Version>,
+    mask: Mask,
 }
 
 /// A browser that cannot be had, and what to do about it. Holds no URL and no secret.
@@ -65,72 +85,73 @@ pub enum DialError {
     Nonsense(String),
 }
 
-impl Upstream {
-    /// The browser that the configuration names; `None` without one.
-    ///
-    /// # Errors
-    /// A setting that it needs is missing or wrong, by name.
-    pub fn of(config: &Config) -> Result<Option<Upstream>, Problem> {
-        let Some(named) = config.cdp.upstream.as_deref() else {
-            return Ok(None);
-        };
-        let need = |name: &str| {
-            let missing = || Problem::new("MOLTINIT_CDP_UPSTREAM", format!("`{named}` needs {name} as well"));
-            config
-                .env
-                .get(name)
-                .filter(|value| !value.is_empty())
-                .ok_or_else(missing)
+impl Place {
+    fn of(named: &str, config: &Config) -> Result<Place, Problems> {
+        let get = |name: &str| config.env.get(name).unwrap_or_default();
+        let need = |names: &[&str]| {
+            let missing = names.iter().filter(|name| get(name).is_empty());
+            let problem =
+                |name: &&str| Problem::new(*name, format!("must be set when the browser's upstream is {named}"));
+            let problems: Vec<Problem> = missing.map(problem).collect();
+            if problems.is_empty() {
+                Ok(())
+            } else {
+                Err(Problems(problems))
+            }
         };
         let parse = |name: &str, text: &str| {
-            Url::parse(text).map_err(|error| Problem::new(name, format!("this is not a URL: {error}")))
+            let problem = |error| Problems(vec![Problem::new(name, format!("this is not a URL: {error}"))]);
+            Url::parse(text).map_err(problem)
         };
-        let place = match named {
+        match named {
             "worker" => {
-                let mut url = parse("WORKER_URL", need("WORKER_URL")?)?;
+                need(&["WORKER_URL", "CDP_SECRET"])?;
+                let mut url = parse("WORKER_URL", get("WORKER_URL"))?;
                 url.set_path("/cdp");
                 url.set_query(None);
-                Place::Worker {
-                    url,
-                    secret: Secret::new(need("CDP_SECRET")?.to_owned()),
-                }
+                let secret = Secret::new(get("CDP_SECRET").to_owned());
+                Ok(Place::Worker { url, secret })
             }
             "cloudflare" => {
-                let account = need("CF_ACCOUNT_ID")?;
-                let endpoint = format!(
-                    "https://api.cloudflare.com/client/v4/accounts/{account}/browser-rendering/devtools/browser?keep_alive=600000"
-                );
-                Place::Cloudflare {
-                    url: parse("CF_ACCOUNT_ID", &endpoint)?,
-                    token: Secret::new(need("CF_BROWSER_TOKEN")?.to_owned()),
-                }
+                need(&["CF_ACCOUNT_ID", "CF_BROWSER_TOKEN"])?;
+                let api = Some(get("CLOUDFLARE_API_BASE_URL"))
+                    .filter(|api| !api.is_empty())
+                    .unwrap_or(API);
+                let mut url = parse("CLOUDFLARE_API_BASE_URL", api)?;
+                let path = format!("/accounts/{}/browser-rendering/devtools/browser", get("CF_ACCOUNT_ID"));
+                url = at(&url, &path, Some(&format!("keep_alive={KEEP_ALIVE}")));
+                let token = Secret::new(get("CF_BROWSER_TOKEN").to_owned());
+                Ok(Place::Cloudflare { url, token })
             }
             address => {
                 let mut url = parse("MOLTINIT_CDP_UPSTREAM", address)?;
                 let plain = match url.scheme() {
-                    "http" | "https" => None,
-                    "ws" => Some("http"),
-                    "wss" => Some("https"),
-                    other => {
-                        let what = format!(
-                            "`{other}:` is no address of a browser; use worker, cloudflare, http(s):// or ws(s)://"
-                        );
-                        return Err(Problem::new("MOLTINIT_CDP_UPSTREAM", what));
-                    }
+                    "ws" => "http",
+                    "wss" => "https",
+                    _ => return Ok(Place::Http(url)),
                 };
-                match plain {
-                    None => Place::Http(url),
-                    Some(scheme) => {
-                        // Dialled by the same client, by the name it knows.
-                        let _ = url.set_scheme(scheme);
-                        Place::WebSocket(url)
-                    }
-                }
+                // Dialled by the same client, by the name it knows.
+                let _ = url.set_scheme(plain);
+                Ok(Place::WebSocket(url))
             }
+        }
+    }
+}
+
+impl Upstream {
+    /// The browser that the configuration names; `None` without one.
+    ///
+    /// # Errors
+    /// Settings that it needs are missing or wrong, each by name.
+    pub fn of(config: &Config) -> Result<Option<Upstream>, Problems> {
+        let Some(named) = config.cdp.upstream.as_deref() else {
+            return Ok(None);
         };
         Ok(Some(Upstream {
-            place,
+            place: Place::of(named, config)?,
             client: OnceCell::new(),
+            version: Mutex::default(),
+            mask: config.mask.clone(),
         }))
     }
 
@@ -143,17 +164,80 @@ impl Upstream {
         }
     }
 
-    /// The root page of its server, for a look that launches nothing; without secrets.
-    pub fn origin(&self) -> Url {
+    /// Host and port, by which others may know it.
+    pub fn authority(&self) -> String {
         let (Place::Worker { url, .. } | Place::Cloudflare { url, .. } | Place::Http(url) | Place::WebSocket(url)) =
             &self.place;
-        let mut origin = url.clone();
-        origin.set_path("/");
-        origin.set_query(None);
-        // Refused only by URLs that cannot have them.
-        let _ = origin.set_username("");
-        let _ = origin.set_password(None);
-        origin
+        authority(url)
+    }
+
+    /// `text` without the secrets in it.
+    pub fn masked(&self, text: &str) -> String {
+        self.mask.apply(text).into_owned()
+    }
+
+    /// What `/json/version` says, or would say.
+    pub async fn version_page(&self) -> Value {
+        match self.ask("GET", "/json/version", None, SOON).await {
+            Ok((StatusCode::OK, page @ Value::Object(_))) => {
+                self.remember(Version::of_page(&page));
+                page
+            }
+            _ => self.known().page(),
+        }
+    }
+
+    /// Which browser it is, without launching one.
+    pub async fn version(&self) -> Version {
+        if self.has_discovery() {
+            let _ = self.version_page().await;
+        }
+        self.known()
+    }
+
+    fn known(&self) -> Version {
+        self.version.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What a browser there has said of itself.
+    pub fn remember(&self, version: Option<Version>) {
+        if let Some(version) = version {
+            *self.version.lock().unwrap_or_else(PoisonError::into_inner) = version;
+        }
+    }
+
+    /// Asks for a plain page where a browser is dialled, with the secret: a look that launches nothing.
+    ///
+    /// # Errors
+    /// A dial would fail, and why.
+    pub async fn knock(&self) -> Result<(), DialError> {
+        let status = match &self.place {
+            Place::Worker { .. } => match self.look("").await {
+                // moltworker's says this to anybody, and looks at the secret where it says which browser it is.
+                Ok(StatusCode::OK) => self.look("/json/version").await?,
+                looked => looked?,
+            },
+            Place::Http(_) => self.look("/json/version").await?,
+            Place::Cloudflare { .. } | Place::WebSocket(_) => self.look("").await?,
+        };
+        tracing::debug!(%status, "the browser's address answers");
+        Ok(())
+    }
+
+    async fn look(&self, below: &str) -> Result<StatusCode, DialError> {
+        let request = self.request("GET", at(&self.url(), below, None)).await?.timeout(PAGE);
+        let answer = request.send().await.map_err(unreachable)?;
+        match answer.status() {
+            // Whatever is none of these wants a WebSocket.
+            status if matches!(status.as_u16(), 300..=399 | 401 | 403 | 429 | 500..=599) => {
+                Err(self.refusal(status, answer.headers()))
+            }
+            // A browser has no page where its WebSocket is, and the page of a Worker of ours goes no further.
+            StatusCode::NOT_FOUND if below.is_empty() && !matches!(self.place, Place::WebSocket(_)) => {
+                Err(self.refusal(StatusCode::NOT_FOUND, answer.headers()))
+            }
+            status => Ok(status),
+        }
     }
 
     /// The longest message it takes, in bytes, if it has a limit.
@@ -176,14 +260,12 @@ impl Upstream {
 
     async fn open(&self, path: &str) -> Result<Upgraded, DialError> {
         let url = match &self.place {
-            Place::Worker { url, secret } => {
-                let mut url = url.clone();
-                url.query_pairs_mut().append_pair("secret", secret.expose());
-                url
-            }
-            Place::Cloudflare { url, .. } | Place::WebSocket(url) => url.clone(),
             Place::Http(base) if path == BROWSER_PATH => {
-                let version = self.ask("GET", "/json/version", None).await?;
+                let (status, version) = self.ask("GET", "/json/version", None, PAGE).await?;
+                if !status.is_success() {
+                    return Err(self.refusal(status, &header::HeaderMap::new()));
+                }
+                self.remember(Version::of_page(&version));
                 let found = version["webSocketDebuggerUrl"]
                     .as_str()
                     .and_then(|url| Url::parse(url).ok());
@@ -193,19 +275,16 @@ impl Upstream {
                 at(base, found.path(), found.query())
             }
             Place::Http(base) => at(base, path, None),
+            _ => self.url(),
         };
         let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, rand::random::<[u8; 16]>());
-        let mut request = self
-            .client()
+        let request = self
+            .request("GET", url)
             .await?
-            .get(url)
             .header(header::CONNECTION, "Upgrade")
             .header(header::UPGRADE, "websocket")
             .header(header::SEC_WEBSOCKET_VERSION, "13")
             .header(header::SEC_WEBSOCKET_KEY, key);
-        if let Place::Cloudflare { token, .. } = &self.place {
-            request = request.bearer_auth(token.expose());
-        }
         let answer = request.send().await.map_err(unreachable)?;
         match answer.status() {
             StatusCode::SWITCHING_PROTOCOLS => answer.upgrade().await.map_err(unreachable),
@@ -213,23 +292,56 @@ impl Upstream {
         }
     }
 
-    /// A page of discovery from an upstream that has it.
+    /// Where it is, with the secret if that belongs into the address.
+    fn url(&self) -> Url {
+        match &self.place {
+            Place::Worker { url, secret } => {
+                let mut url = url.clone();
+                url.query_pairs_mut().append_pair("secret", secret.expose());
+                url
+            }
+            Place::Cloudflare { url, .. } | Place::Http(url) | Place::WebSocket(url) => url.clone(),
+        }
+    }
+
+    async fn request(&self, method: &str, url: Url) -> Result<RequestBuilder, DialError> {
+        let method = method.parse().map_err(|_| DialError::Nonsense("the method".into()))?;
+        let request = self.client().await?.request(method, url);
+        Ok(match &self.place {
+            Place::Cloudflare { token, .. } => request.bearer_auth(token.expose()),
+            _ => request,
+        })
+    }
+
+    /// A page of discovery from an upstream that has it, if it comes `within` that time; also one that says what was
+    /// wrong with the question.
     ///
     /// # Errors
     /// [`DialError`]; also when the upstream has no discovery.
-    pub async fn ask(&self, method: &str, path: &str, query: Option<&str>) -> Result<Value, DialError> {
+    pub async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        query: Option<&str>,
+        within: Duration,
+    ) -> Result<(StatusCode, Value), DialError> {
         let Place::Http(base) = &self.place else {
             return Err(DialError::NotThere("whether this browser has discovery"));
         };
-        let method = method.parse().map_err(|_| DialError::Nonsense("the method".into()))?;
-        let request = self.client().await?.request(method, at(base, path, query)).timeout(ASK);
-        let answer = request.send().await.map_err(unreachable)?;
-        if !answer.status().is_success() {
-            return Err(self.refusal(answer.status(), answer.headers()));
-        }
-        let text = answer.text().await.map_err(unreachable)?;
-        // `/json/activate` and `/json/close` answer in plain words.
-        Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        let asked = async {
+            let answer = self.request(method, at(base, path, query)).await?.send().await;
+            let answer = answer.map_err(unreachable)?;
+            let status = answer.status();
+            let is_its_own = status.is_client_error() && !matches!(status.as_u16(), 401 | 403 | 429);
+            if !status.is_success() && !is_its_own {
+                return Err(self.refusal(status, answer.headers()));
+            }
+            let text = answer.text().await.map_err(unreachable)?;
+            // `/json/activate` and `/json/close` answer in plain words.
+            let words = |_| Value::String(text.chars().take(WORDS).collect());
+            Ok((status, serde_json::from_str(&text).unwrap_or_else(words)))
+        };
+        timeout(within, asked).await.unwrap_or(Err(DialError::TimedOut(within)))
     }
 
     /// Whether it may be moltworker's shim, which is no browser.
@@ -302,12 +414,57 @@ fn authority(url: &Url) -> String {
         .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// `path` at the place of `base`, keeping what the base has in front and its query.
+/// `path` at the place of `base`, keeping what the base has in front and in its query, which comes after this one's.
 fn at(base: &Url, path: &str, query: Option<&str>) -> Url {
     let mut url = base.clone();
     url.set_path(&format!("{}{path}", base.path().trim_end_matches('/')));
-    if query.is_some() {
-        url.set_query(query);
-    }
+    let both = [query, base.query()]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join("&");
+    url.set_query(Some(both.as_str()).filter(|both| !both.is_empty()));
     url
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Machine};
+
+    fn of(env: &[(&str, &str)]) -> Result<Option<Upstream>, Problems> {
+        let config = config::load(None, env.iter().copied().collect(), &Machine::look())?;
+        Upstream::of(&config)
+    }
+
+    #[test]
+    fn what_is_missing_is_named_all_at_once() {
+        let problems = |env: &[(&str, &str)]| of(env).err().unwrap().to_string();
+        let said = problems(&[("MOLTINIT_CDP_UPSTREAM", "cloudflare")]);
+        assert!(
+            said.contains("CF_ACCOUNT_ID") && said.contains("CF_BROWSER_TOKEN"),
+            "{said}"
+        );
+        let said = problems(&[("MOLTINIT_CDP_UPSTREAM", "worker"), ("WORKER_URL", "w.example")]);
+        assert!(said.contains("CDP_SECRET") && !said.contains("WORKER_URL"), "{said}");
+    }
+
+    #[test]
+    fn a_workers_address_needs_no_scheme() {
+        let upstream = of(&[("WORKER_URL", "w.example"), ("CDP_SECRET", "s e&cret")])
+            .unwrap()
+            .unwrap();
+        assert_eq!(upstream.url().as_str(), "https://w.example/cdp?secret=s+e%26cret");
+    }
+
+    #[test]
+    fn an_upstreams_own_query_stays() {
+        let base = Url::parse("https://b.example/in/front/?token=t").unwrap();
+        let new = at(&base, "/json/new", Some("https://page.example/?a=1"));
+        assert_eq!(
+            new.as_str(),
+            "https://b.example/in/front/json/new?https://page.example/?a=1&token=t"
+        );
+        assert_eq!(at(&base, "", None).as_str(), "https://b.example/in/front?token=t");
+    }
 }

@@ -60,6 +60,7 @@ impl Machine {
 /// # Errors
 /// Every problem at once, each with the name of its variable or key.
 pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, Problems> {
+    let env = with_scheme(env, "WORKER_URL");
     let (mut problems, mut warnings) = names::unknown(&env);
     let mut services = default_services(machine);
     let file = file
@@ -160,6 +161,17 @@ pub fn secrets(file: Option<&str>, env: &Env) -> Vec<String> {
         .map(|text| file::read(text, SETTINGS, &mut services, &mut problems))
         .unwrap_or_default();
     Settings { file, env, problems }.secrets(&services)
+}
+
+/// An address without its scheme, as people write it, is one of HTTPS.
+fn with_scheme(env: Env, name: &str) -> Env {
+    match env.get(name) {
+        Some(address) if !address.contains("://") => {
+            let whole = format!("https://{address}");
+            env.overlaid(&Env::from_iter([(name, whole)]))
+        }
+        _ => env,
+    }
 }
 
 /// Secrets that are not struck out of what others write, and have to be said.
@@ -290,6 +302,19 @@ fn cdp(settings: &mut Settings<'_>) -> Cdp {
             "opens the browser to the network; use a loopback address, or set MOLTINIT_CDP_ALLOW_REMOTE=1",
         );
     }
+    let token = settings.parse("cdp_token", |text| {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c);
+        match text.chars().all(fits) {
+            true => Ok(Secret::new(text.to_owned())),
+            false => Err("must be letters, digits, `-`, `.`, `_` and `~`: it becomes part of an address".into()),
+        }
+    });
+    if !addr.ip().is_loopback() && allow_remote && settings.text("cdp_token").is_none() {
+        settings.problem(
+            "cdp_token",
+            "must be set when the browser port is open to the network: who reaches it has the agent's browser",
+        );
+    }
     let derived = (env.get("WORKER_URL").is_some() && env.get("CDP_SECRET").is_some()).then(|| "worker".to_owned());
     let upstream = settings
         .parse("cdp_upstream", |text| match text {
@@ -304,20 +329,7 @@ fn cdp(settings: &mut Settings<'_>) -> Cdp {
             _ => Err("it is neither worker, cloudflare, nor an http(s) or ws(s) URL".to_owned()),
         })
         .or(derived);
-    for (upstream_name, needs) in [
-        ("worker", ["WORKER_URL", "CDP_SECRET"]),
-        ("cloudflare", ["CF_ACCOUNT_ID", "CF_BROWSER_TOKEN"]),
-    ] {
-        if upstream.as_deref() == Some(upstream_name) {
-            for name in needs.iter().filter(|name| env.get(name).is_none()) {
-                settings.problems.push(Problem::new(
-                    *name,
-                    format!("must be set when MOLTINIT_CDP_UPSTREAM is {upstream_name}"),
-                ));
-            }
-        }
-    }
-    Cdp { addr, upstream }
+    Cdp { addr, token, upstream }
 }
 
 /// The two services there are without a file (contract section 3).
@@ -471,6 +483,26 @@ mod tests {
         ] {
             assert!(text.contains(named), "{named}\nnot in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_browser_port_for_the_network_wants_a_token() {
+        let open = [
+            ("MOLTINIT_CDP_ADDR", "0.0.0.0:9222"),
+            ("MOLTINIT_CDP_ALLOW_REMOTE", "1"),
+        ];
+        let with = |token: &'static str| load_with(None, &[&open[..], &[("MOLTINIT_CDP_TOKEN", token)]].concat());
+        let said = load_with(None, &open).unwrap_err().to_string();
+        assert!(said.contains("cdp_token: must be set"), "{said}");
+        let said = with("a b&c-canary").unwrap_err().to_string();
+        assert!(
+            said.contains("MOLTINIT_CDP_TOKEN: must be") && !said.contains("canary"),
+            "{said}"
+        );
+        let config = with("a-canary").unwrap();
+        assert!(config.cdp.token.as_ref().unwrap().matches(b"a-canary"));
+        assert_eq!(config.mask.apply("?token=a-canary"), "?token=[secret]");
+        assert!(load_with(None, &[("MOLTINIT_CDP_ALLOW_REMOTE", "1")]).is_ok());
     }
 
     #[test]

@@ -115,6 +115,8 @@ pub struct Snapshot {
 #[derive(Debug, Clone)]
 pub struct Cdp {
     pub addr: SocketAddr,
+    /// Asked of everybody who comes to the local port, if set; of characters that an address may hold as they are.
+    pub token: Option<Secret>,
     /// `worker`, `cloudflare`, or a URL; `None` without a browser.
     pub upstream: Option<String>,
 }

@@ -45,6 +45,7 @@ impl Config {
                 "cdp_allow_remote",
                 (!self.cdp.addr.ip().is_loopback()).then(|| true.to_string()),
             ),
+            ("cdp_token", secret(self.cdp.token.is_some())),
             ("cdp_upstream", self.cdp.upstream.clone()),
             ("callback_url", self.callback.url.clone()),
             ("callback_secret", secret(self.callback.secret.is_some())),
@@ -182,6 +183,7 @@ mod tests {
             workspace = "/work"
             cdp_addr = "0.0.0.0:9222"
             cdp_allow_remote = true
+            cdp_token = "canary-token"
             cdp_upstream = "wss://browser.example/?token=canary-in-a-url"
             key = "canary-key"
             log = "moltinit=debug,info"
@@ -216,7 +218,8 @@ mod tests {
             !text.contains("canary-admin") && text.contains("admin_token = \"[secret]\""),
             "{text}"
         );
-        let again = load(Some(&text), Env::default(), &machine).unwrap();
+        let unmasked = text.replace("[secret]", "secret");
+        let again = load(Some(&unmasked), Env::default(), &machine).unwrap();
         assert_eq!(again.written().to_string(), text);
         assert_eq!(again.services, once.services);
         assert_eq!((again.store.wait, again.cdp.addr), (once.store.wait, once.cdp.addr));

@@ -7,8 +7,8 @@ use url::Url;
 
 use super::Finding;
 use crate::{
-    browser::upstream::Upstream,
-    config::Config,
+    browser::upstream::{DialError, Upstream},
+    config::{Config, Problems},
     report::{Settings, web},
 };
 
@@ -86,21 +86,25 @@ fn clock(here: Timestamp, there: Timestamp) -> Finding {
     }
 }
 
-/// The browser's server can be reached. Asking for more would launch one.
+/// The browser's server would let us in, as far as can be told without launching a browser.
 pub async fn browser(config: &Config) -> Finding {
     const CHECK: &str = "browser";
     let upstream = match Upstream::of(config) {
         Ok(Some(upstream)) => upstream,
         Ok(None) => return Finding::fine(CHECK, "none is configured (WORKER_URL and CDP_SECRET would be one)"),
-        Err(problem) => return Finding::bad(CHECK, problem.to_string()),
+        Err(Problems(problems)) => {
+            let said: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            return Finding::bad(CHECK, said.join("; "));
+        }
     };
-    let name = upstream.name();
-    match get(upstream.origin()).await {
-        Ok(answer) => Finding::fine(CHECK, format!("{name} answers in {} ms", answer.took.as_millis())),
-        Err(why) => Finding::bad(
+    let (name, begun) = (upstream.name(), Instant::now());
+    match upstream.knock().await {
+        Ok(()) => Finding::fine(CHECK, format!("{name} answers in {} ms", begun.elapsed().as_millis())),
+        Err(why @ (DialError::Unreachable(_) | DialError::TimedOut(_))) => Finding::bad(
             CHECK,
-            format!("{name} cannot be reached: {why}; check MOLTINIT_CDP_UPSTREAM, DNS, proxy and the network"),
+            format!("{name}: {why}; check MOLTINIT_CDP_UPSTREAM, DNS, proxy and the network"),
         ),
+        Err(why) => Finding::bad(CHECK, format!("{name}: {why}")),
     }
 }
 

@@ -1,5 +1,7 @@
 use std::path::Path;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use super::*;
 use crate::config::{Machine, env::Env, load};
 
@@ -79,4 +81,49 @@ async fn a_store_is_written_and_read_and_left_as_it_was() {
     std::fs::write(&store, b"").unwrap();
     let found = verdicts(config).await;
     assert_eq!(of(&found, "store").0, Verdict::Bad, "{found:?}");
+}
+
+/// What an HTTP server says to everybody.
+async fn answers(answer: &'static str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_browser_that_would_refuse_us_is_a_failure() {
+    const EMPTY: &str = "Content-Length: 0\r\nConnection: close\r\n\r\n";
+    for (head, verdict, says) in [
+        ("426 Upgrade Required", Verdict::Fine, "answers in"),
+        (
+            "302 Found\r\nLocation: https://t.cloudflareaccess.com/",
+            Verdict::Bad,
+            "Cloudflare Access",
+        ),
+        ("401 Unauthorized", Verdict::Bad, "CDP_SECRET"),
+        ("403 Forbidden", Verdict::Bad, "CDP_SECRET"),
+        ("404 Not Found", Verdict::Bad, "WORKER_URL"),
+        ("429 Too Many Requests", Verdict::Bad, "too many"),
+        ("503 Service Unavailable", Verdict::Bad, "not available now"),
+    ] {
+        let worker = answers(format!("HTTP/1.1 {head}\r\n{EMPTY}").leak()).await;
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(
+            dir.path(),
+            &[("WORKER_URL", &worker), ("CDP_SECRET", "canary-cdp-secret")],
+        );
+        let found = network::browser(&config).await;
+        assert!(
+            found.verdict == verdict && found.said.contains(says),
+            "{head}: {found:?}"
+        );
+        assert!(!found.said.contains("canary"), "{found:?}");
+    }
 }

@@ -6,7 +6,7 @@ use crate::config::env::Env;
 
 use super::{
     places::Places,
-    settings::{GatewaySettings, Route},
+    settings::{Browser, GatewaySettings, Route},
 };
 
 /// Variables to set and to take away, over the supervisor's own. Values may be secrets, so it does not print them.
@@ -110,9 +110,12 @@ pub fn child_env(env: &Env, settings: &GatewaySettings, places: &Places) -> Chil
         }
         Some(Route::AiGateway(_)) | None => {}
     }
-    // It may have come by file; the browser skill asks for it.
-    if let Some(addr) = settings.browser {
+    // They may have come by file; the browser skill asks for them.
+    if let Some(Browser { addr, token }) = &settings.browser {
         put("MOLTINIT_CDP_ADDR", &addr.to_string());
+        if let Some(token) = token {
+            put("MOLTINIT_CDP_TOKEN", token.expose());
+        }
     }
     // What was attached has a `HOME` of its own.
     for (name, place) in [
@@ -134,7 +137,10 @@ pub fn child_env(env: &Env, settings: &GatewaySettings, places: &Places) -> Chil
     let by_file = |name: &&str| format!("{name}_FILE");
     let unset = OF_SYSTEMD.iter().chain(&ELSEWHERE).chain(&OURS);
     let unset = unset.map(|name| (*name).to_owned());
-    let unset = unset.chain(OURS.iter().map(by_file)).collect();
+    let unset = unset
+        .chain(OURS.iter().map(by_file))
+        .chain(["MOLTINIT_CDP_TOKEN_FILE".to_owned()])
+        .collect();
     ChildEnv { set, unset }
 }
 
@@ -143,6 +149,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::secret::Secret;
 
     fn of(env: &[(&str, &str)]) -> ChildEnv {
         let env: Env = env.iter().copied().collect();
@@ -200,6 +207,20 @@ mod tests {
                 .set
                 .contains_key("NODE_COMPILE_CACHE")
         );
+    }
+
+    #[test]
+    fn the_browser_skill_finds_the_port_and_its_token() {
+        let env = Env::default();
+        let mut settings = GatewaySettings::of_env(&env).unwrap();
+        settings.browser = Some(Browser {
+            addr: ([127, 0, 0, 1], 9222).into(),
+            token: Some(Secret::new("local-token".to_owned())),
+        });
+        let places = Places::new(&[("HOME", "/root")].into_iter().collect(), Path::new("/state"), &[]);
+        let child = child_env(&env, &settings, &places);
+        assert_eq!(child.set["MOLTINIT_CDP_ADDR"], "127.0.0.1:9222");
+        assert_eq!(child.set["MOLTINIT_CDP_TOKEN"], "local-token");
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! What the environment asks of the gateway, read once and checked.
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
 
 use url::Url;
 
 use crate::config::{
-    Config, Problems, Workspace,
+    Cdp, Config, Problems, Workspace,
     env::{Env, Problem},
     secret::Secret,
 };
@@ -30,9 +33,16 @@ pub struct GatewaySettings {
     pub telegram: Option<Telegram>,
     pub discord: Option<Discord>,
     pub slack: Option<Slack>,
-    /// Where the local CDP port listens; `None` without a browser upstream.
-    pub browser: Option<SocketAddr>,
+    /// The local CDP port; `None` without a browser upstream.
+    pub browser: Option<Browser>,
     pub workspace: Option<Workspace>,
+}
+
+/// How the gateway reaches the local CDP port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Browser {
+    pub addr: SocketAddr,
+    pub token: Option<Secret>,
 }
 
 /// Which provider answers the agent, in moltworker's order of preference.
@@ -106,6 +116,29 @@ pub struct Slack {
     pub app_token: Secret,
 }
 
+impl Browser {
+    fn of(cdp: &Cdp) -> Browser {
+        let mut addr = cdp.addr;
+        // Listened on everywhere, it is reached here.
+        match addr.ip() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => addr.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => addr.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        Browser {
+            addr,
+            token: cdp.token.clone(),
+        }
+    }
+
+    /// The address as a client takes it, with the token.
+    pub fn url(&self) -> String {
+        let token = self.token.as_ref();
+        let query = token.map_or_else(String::new, |token| format!("/?token={}", token.expose()));
+        format!("http://{}{query}", self.addr)
+    }
+}
+
 impl ModelRef {
     /// Reads `provider/model`.
     pub fn parse(text: &str) -> Option<ModelRef> {
@@ -150,7 +183,7 @@ impl GatewaySettings {
     pub fn from_env(env: &Env, config: &Config) -> Result<GatewaySettings, Problems> {
         let service = config.services.iter().find(|service| service.name == "gateway");
         let command = service.map(|service| service.command.as_slice()).unwrap_or_default();
-        let browser = config.cdp.upstream.is_some().then_some(config.cdp.addr);
+        let browser = config.cdp.upstream.is_some().then(|| Browser::of(&config.cdp));
         let fallbacks = config.model_fallbacks.as_deref();
         GatewaySettings::read(env, command, fallbacks, browser, config.workspace.clone()).map_err(Problems)
     }
@@ -161,13 +194,13 @@ impl GatewaySettings {
         GatewaySettings::read(env, &[], env.get("MOLTINIT_MODEL_FALLBACKS"), None, None)
     }
 
-    /// `command` is the gateway's, for its `--port` and `--bind`; `browser` is the local CDP address if there is an
+    /// `command` is the gateway's, for its `--port` and `--bind`; `browser` is the local CDP port if there is an
     /// upstream behind it.
     fn read(
         env: &Env,
         command: &[String],
         fallbacks: Option<&str>,
-        browser: Option<SocketAddr>,
+        browser: Option<Browser>,
         workspace: Option<Workspace>,
     ) -> Result<GatewaySettings, Vec<Problem>> {
         let mut reader = Reader {

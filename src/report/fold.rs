@@ -111,6 +111,13 @@ pub fn fold(mut status: Status, event: &Event, now: Timestamp) -> Status {
             status.store.objects = Some(objects);
             status.store.bytes = Some(bytes);
         }
+        Event::BrowserOffered { upstream } => {
+            let browser = &mut status.browser;
+            browser.state = BrowserState::Unused;
+            browser.since = Some(now);
+            browser.upstream = Some(upstream);
+            browser.why = None;
+        }
         Event::BrowserConnected { upstream } => {
             let browser = &mut status.browser;
             browser.state = BrowserState::Connected;

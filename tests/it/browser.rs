@@ -2,19 +2,18 @@
 //! where the upstream has to misbehave.
 
 use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{SinkExt, StreamExt};
 use moltinit::{
     browser::{Port, upstream::Upstream},
-    config::{self, env::Env, secret::Secret},
+    config::{self, env::Env},
     event::{Event, Events},
 };
 use serde_json::{Value, json};
@@ -23,17 +22,19 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, accept_async, connect_async,
+    MaybeTlsStream, WebSocketStream, accept_async, accept_hdr_async, connect_async,
     tungstenite::{
         Message,
+        handshake::server::{Request, Response},
         protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 
 use crate::support::{
     PATIENCE,
-    browser::{Chromium, port, port_with},
-    http,
+    browser::{Chromium, Worker, port},
+    container::{Disk, with_gateway_and},
+    eventually, free_port, http,
 };
 
 type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -45,6 +46,11 @@ async fn connect(port: u16) -> Client {
         .unwrap()
         .unwrap()
         .0
+}
+
+/// What does not come is a failure, not a test that hangs.
+async fn soon<T>(coming: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, coming).await.expect("it comes in time")
 }
 
 async fn next(client: &mut Client) -> Message {
@@ -88,7 +94,7 @@ async fn echo(mut socket: WebSocketStream<TcpStream>) {
     }
 }
 
-async fn drive(library: &str, port: u16, tour: bool) -> Value {
+async fn drive(library: &str, port: u16, what: Option<&str>) -> Value {
     let mut node = Command::new("timeout");
     node.args([
         "120",
@@ -96,7 +102,7 @@ async fn drive(library: &str, port: u16, tour: bool) -> Value {
         concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/drive-browser.mjs"),
     ])
     .args([library, &format!("http://127.0.0.1:{port}")])
-    .args(tour.then_some("tour"));
+    .args(what);
     let output = tokio::task::spawn_blocking(move || node.output())
         .await
         .unwrap()
@@ -113,64 +119,189 @@ async fn drive(library: &str, port: u16, tour: bool) -> Value {
 async fn playwright_and_puppeteer_drive_a_real_browser() {
     let chromium = Chromium::start();
     let (port, mut said) = port(&format!("http://127.0.0.1:{}", chromium.port), &[]).await;
+    // Both at once.
+    let (playwright, puppeteer) = tokio::join!(drive("playwright", port, None), drive("puppeteer", port, None));
+    for seen in [playwright, puppeteer] {
+        assert_eq!(seen, a_page());
+        assert!(matches!(said.recv().await, Some(Event::BrowserConnected { .. })));
+    }
+    assert_eq!(
+        drive("playwright", port, Some("download")).await,
+        json!({ "name": "greeting.txt", "text": "hello" })
+    );
+}
+
+/// What is seen of the page that `drive` makes.
+fn a_page() -> Value {
+    json!({ "title": "A page", "heading": "hello", "long": 3_000_000, "png": "PNG" })
+}
+
+fn a_tour() -> Value {
+    json!({
+        "title": "Search", "typed": "two words", "found": "two words", "sum": { "sum": 3 }, "pdf": "%PDF",
+        "tabs": ["Found", "Found"], "wrong": true, "lost": true, "left": 1,
+    })
+}
+
+async fn command(client: &mut Client, command: Value) {
+    client.send(Message::text(command.to_string())).await.unwrap();
+}
+
+/// Waits for the close frame, whatever comes before it.
+async fn closed(client: &mut Client) -> CloseFrame {
+    loop {
+        match next(client).await {
+            Message::Close(frame) => return frame.expect("a code"),
+            _ => continue,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_that_dies_closes_the_client_and_is_reported() {
+    let chromium = Chromium::start();
+    let (port, mut said) = port(&format!("http://127.0.0.1:{}", chromium.port), &[]).await;
+    let mut client = connect(port).await;
+    command(&mut client, json!({ "id": 1, "method": "Target.getTargets" })).await;
+    next(&mut client).await;
+    assert!(matches!(said.recv().await, Some(Event::BrowserConnected { .. })));
+    tokio::task::spawn_blocking(move || drop(chromium)).await.unwrap();
+    let frame = closed(&mut client).await;
+    assert_eq!(frame.code, CloseCode::Error);
+    assert!(frame.reason.contains("browser"), "{frame:?}");
+    assert!(matches!(said.recv().await, Some(Event::BrowserFailed { .. })));
+}
+
+/// The Worker of ours in real workerd, before a real Chromium; and the Worker is deployed again in the middle.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_behind_the_workers_relay() {
+    let chromium = Chromium::start();
+    let listen = free_port();
+    let worker = Worker::relay(&chromium, Some(listen));
+    let env = [("WORKER_URL", worker.url.as_str()), ("CDP_SECRET", "relay-secret")];
+    let (port, mut said) = port("worker", &env).await;
     for library in ["playwright", "puppeteer"] {
-        let seen = drive(library, port, false).await;
+        let seen = drive(library, port, Some("tour")).await;
+        let of = |name: &str| seen[name].as_str().unwrap_or_default().to_owned();
         assert_eq!(
-            seen,
-            json!({ "title": "A page", "heading": "hello", "long": 3_000_000, "png": "PNG" }),
-            "{library}"
+            ["title", "found", "pdf"].map(of),
+            ["Search", "two words", "%PDF"],
+            "{seen}"
         );
         assert!(matches!(said.recv().await, Some(Event::BrowserConnected { .. })));
     }
+    let mut client = connect(port).await;
+    // By now it is known which browser it is.
+    command(&mut client, json!({ "id": 1, "method": "Browser.getVersion" })).await;
+    let version: Value = serde_json::from_str(next(&mut client).await.to_text().unwrap()).unwrap();
+    assert!(version["result"]["jsVersion"] != "14.0.0.0", "{version}");
+    command(&mut client, json!({ "id": 2, "method": "Target.getTargets" })).await;
+    next(&mut client).await;
+    drop(worker);
+    assert_eq!(closed(&mut client).await.code, CloseCode::Error);
+    let _worker = Worker::relay(&chromium, Some(listen));
+    assert_eq!(drive("puppeteer", port, None).await, a_page());
 }
 
-/// moltworker's shim as it is, in workerd, with a real Chromium behind it.
-struct Shim {
-    process: Child,
-    url: String,
+/// An upstream that looks like moltworker's shim, as far as `serve` takes it there.
+async fn shim<F, Fut>(serve: F) -> u16
+where
+    F: Fn(WebSocketStream<TcpStream>) -> Fut + Send + Sync + Clone + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let (url, _) = upstream(move |mut socket| {
+        let serve = serve.clone();
+        async move {
+            let created = json!({ "method": "Target.targetCreated", "params": { "targetInfo": { "targetId": "T", "type": "page" } } });
+            socket.send(Message::text(created.to_string())).await.unwrap();
+            serve(socket).await;
+        }
+    })
+    .await;
+    let worker = url.replace("ws://", "http://");
+    port("worker", &[("WORKER_URL", &worker), ("CDP_SECRET", "secret")])
+        .await
+        .0
 }
 
-impl Shim {
-    fn start(chromium: &Chromium) -> Shim {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/shim-worker.mjs");
-        let mut process = Command::new("node")
-            .args([script, &format!("127.0.0.1:{}", chromium.port)])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut url = String::new();
-        BufReader::new(process.stdout.take().unwrap())
-            .read_line(&mut url)
-            .unwrap();
-        let url = url.trim_end().to_owned();
-        Shim { process, url }
-    }
-}
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bridge_closes_as_it_should() {
+    let (heard, mut closes) = tokio::sync::mpsc::unbounded_channel();
+    let port = shim(move |mut socket: WebSocketStream<TcpStream>| {
+        let heard = heard.clone();
+        async move {
+            while let Some(Ok(message)) = socket.next().await {
+                match message {
+                    Message::Text(text) if text.contains("close me") => {
+                        let frame = CloseFrame {
+                            code: CloseCode::Library(4007),
+                            reason: "as you wish".into(),
+                        };
+                        socket.close(Some(frame)).await.unwrap();
+                    }
+                    Message::Text(text) if text.contains("flood me") => {
+                        let _ = socket.send(Message::text("x".repeat(33 << 20))).await;
+                    }
+                    Message::Close(Some(frame)) => heard.send(u16::from(frame.code)).unwrap(),
+                    _ => {}
+                }
+            }
+        }
+    })
+    .await;
+    let open = async || {
+        let mut client = connect(port).await;
+        command(&mut client, json!({ "id": 1, "method": "Target.getTargets" })).await;
+        assert!(next(&mut client).await.to_text().unwrap().contains("targetInfos"));
+        client
+    };
+    let mut client = open().await;
+    command(&mut client, json!({ "id": 2, "method": "close me" })).await;
+    let frame = closed(&mut client).await;
+    assert_eq!((u16::from(frame.code), frame.reason.as_str()), (4007, "as you wish"));
+    assert_eq!(soon(closes.recv()).await, Some(4007));
 
-impl Drop for Shim {
-    fn drop(&mut self) {
-        crate::support::process::kill_tree(self.process.id() as i32);
-        let _ = self.process.wait();
-    }
+    let mut client = open().await;
+    let frame = CloseFrame {
+        code: CloseCode::Library(4008),
+        reason: "bye".into(),
+    };
+    client.close(Some(frame)).await.unwrap();
+    assert_eq!(u16::from(closed(&mut client).await.code), 4008);
+    assert_eq!(soon(closes.recv()).await, Some(4008));
+
+    let mut client = open().await;
+    client.send(Message::binary(vec![1])).await.unwrap();
+    assert_eq!(closed(&mut client).await.code, CloseCode::Unsupported);
+    assert_eq!(soon(closes.recv()).await, Some(1001));
+
+    let mut client = open().await;
+    command(&mut client, json!({ "id": 2, "method": "flood me" })).await;
+    assert_eq!(closed(&mut client).await.code, CloseCode::Size);
+
+    let client = open().await;
+    let (mut to, mut from) = client.split();
+    let sending = tokio::spawn(async move { to.send(Message::text("x".repeat(33 << 20))).await });
+    let end = tokio::time::timeout(PATIENCE, from.next())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert!(matches!(end, Message::Close(Some(frame)) if frame.code == CloseCode::Size));
+    let _ = sending.await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn playwright_and_puppeteer_get_along_with_moltworkers_shim() {
     let chromium = Chromium::start();
-    let shim = Shim::start(&chromium);
+    let shim = Worker::shim(&chromium);
     let env = [("WORKER_URL", shim.url.as_str()), ("CDP_SECRET", "shim-secret")];
     let (port, _said) = port("worker", &env).await;
     for library in ["playwright", "puppeteer"] {
-        let seen = drive(library, port, true).await;
-        let expected = json!({
-            "title": "Search", "typed": "two words", "found": "two words", "sum": { "sum": 3 }, "pdf": "%PDF",
-            "tabs": ["Found", "Found"], "wrong": true, "lost": true, "left": 1,
-        });
-        assert_eq!(seen, expected, "{library}");
+        let seen = drive(library, port, Some("tour")).await;
+        assert_eq!(seen, a_tour(), "{library}");
     }
-    let seen = drive("playwright", port, false).await;
-    let expected = json!({ "title": "A page", "heading": "hello", "long": 3_000_000, "png": "PNG" });
-    assert_eq!(seen, expected);
+    assert_eq!(drive("playwright", port, None).await, a_page());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,6 +335,8 @@ async fn discovery_shows_the_browsers_answers_and_leads_here() {
     while !next(&mut socket).await.to_text().unwrap().contains("\"id\":1") {}
     assert_eq!(ask("GET", format!("/json/activate/{id}")).await.status, 200);
     assert_eq!(ask("GET", format!("/json/close/{id}")).await.status, 200);
+    let gone = ask("GET", "/json/close/nobody".into()).await;
+    assert_eq!((gone.status, gone.body.as_str()), (404, "No such target id: nobody"));
     assert!(ask("GET", "/json/protocol".into()).await.json()["domains"].is_array());
     assert_eq!(ask("GET", "/json/nonsense".into()).await.status, 404);
 }
@@ -243,7 +376,7 @@ async fn what_is_sent_before_the_browser_is_there_arrives_in_order() {
     }
     // A cold browser.
     let (stream, _) = listener.accept().await.unwrap();
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
     let mut browser = accept_async(stream).await.unwrap();
     for number in 0..200 {
         let message = browser.next().await.unwrap().unwrap();
@@ -251,6 +384,240 @@ async fn what_is_sent_before_the_browser_is_there_arrives_in_order() {
     }
     browser.send(Message::binary(vec![1, 2, 3])).await.unwrap();
     assert_eq!(next(&mut client).await, Message::binary(vec![1, 2, 3]));
+}
+
+/// A client may leave the end of the connection to the server (RFC 6455, section 7.1.1), as Node's does.
+#[tokio::test]
+async fn a_clean_close_ends_the_connection_at_once() {
+    let (url, _) = upstream(echo).await;
+    let (port, _said) = port(&url, &[]).await;
+    let mut client = connect(port).await;
+    client.send(Message::text("{\"id\":1}")).await.unwrap();
+    next(&mut client).await;
+    let begun = Instant::now();
+    client.close(None).await.unwrap();
+    // Ends with the connection, which this client does not end.
+    while client.next().await.is_some() {}
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_client_that_vanishes_takes_the_browser_along() {
+    let (heard, mut closes) = tokio::sync::mpsc::unbounded_channel();
+    let (url, _) = upstream(move |mut socket: WebSocketStream<TcpStream>| {
+        let heard = heard.clone();
+        async move {
+            while let Some(Ok(message)) = socket.next().await {
+                if let Message::Close(Some(frame)) = message {
+                    heard.send(frame.code).unwrap();
+                } else if message.is_text() {
+                    socket.send(message).await.unwrap();
+                }
+            }
+        }
+    })
+    .await;
+    let (port, _said) = port(&url, &[]).await;
+    let mut client = connect(port).await;
+    client.send(Message::text("{\"id\":1}")).await.unwrap();
+    next(&mut client).await;
+    let begun = Instant::now();
+    drop(client);
+    assert_eq!(soon(closes.recv()).await, Some(CloseCode::Away));
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+/// Pings of ours reach both sides, and their answers nobody else.
+#[tokio::test]
+async fn both_sides_of_an_idle_session_are_asked_whether_they_live() {
+    let (heard, mut pings) = tokio::sync::mpsc::unbounded_channel();
+    let (url, _) = upstream(move |mut socket: WebSocketStream<TcpStream>| {
+        let heard = heard.clone();
+        async move {
+            while let Some(Ok(message)) = socket.next().await {
+                heard.send(message).unwrap();
+            }
+        }
+    })
+    .await;
+    let (port, _said) = port(&url, &[]).await;
+    let mut client = connect(port).await;
+    client.send(Message::text("first")).await.unwrap();
+    assert_eq!(next(&mut client).await, Message::Ping("moltinit".into()));
+    client.send(Message::text("second")).await.unwrap();
+    let mut came = Vec::new();
+    while came.len() < 3 {
+        came.push(pings.recv().await.unwrap());
+    }
+    let texts: Vec<&Message> = came.iter().filter(|message| message.is_text()).collect();
+    assert_eq!(texts, [&Message::text("first"), &Message::text("second")]);
+    assert!(came.contains(&Message::Ping("moltinit".into())));
+}
+
+/// An upstream that takes connections and says nothing.
+async fn black_hole() -> (String, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    (listener.local_addr().unwrap().to_string(), listener)
+}
+
+/// The gateway gives discovery 300 ms and the upgrade 600 ms. The best of a few, as this machine may be busy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_black_hole_upstream_holds_up_neither_discovery_nor_the_upgrade() {
+    let (addr, _hole) = black_hole().await;
+    let (port, _said) = port(&format!("http://{addr}"), &[]).await;
+    let (mut discovery, mut upgrade) = (Duration::MAX, Duration::MAX);
+    for _ in 0..8 {
+        let begun = Instant::now();
+        let version = tokio::task::spawn_blocking(move || http::request("GET", port, "/json/version", None, ""));
+        assert!(
+            version.await.unwrap().unwrap().json()["Browser"]
+                .as_str()
+                .unwrap()
+                .starts_with("Chrome/")
+        );
+        discovery = discovery.min(begun.elapsed());
+        let begun = Instant::now();
+        let mut client = connect(port).await;
+        client.send(Message::text("{\"id\":1}")).await.unwrap();
+        upgrade = upgrade.min(begun.elapsed());
+    }
+    assert!(discovery < Duration::from_millis(300), "{discovery:?}");
+    assert!(upgrade < Duration::from_millis(600), "{upgrade:?}");
+}
+
+#[tokio::test]
+async fn a_goodbye_ends_the_dial() {
+    let (addr, hole) = black_hole().await;
+    let (port, _said) = port(&format!("ws://{addr}"), &[]).await;
+    let mut client = connect(port).await;
+    client.send(Message::text("{\"id\":1}")).await.unwrap();
+    let (mut dialled, _) = hole.accept().await.unwrap();
+    let frame = CloseFrame {
+        code: CloseCode::Library(4009),
+        reason: "changed my mind".into(),
+    };
+    client.close(Some(frame)).await.unwrap();
+    assert_eq!(u16::from(closed(&mut client).await.code), 4009);
+    // The request for a WebSocket, and then nothing more.
+    let mut request = Vec::new();
+    let ended = dialled.read_to_end(&mut request);
+    tokio::time::timeout(PATIENCE, ended)
+        .await
+        .expect("the dial is given up")
+        .unwrap();
+}
+
+#[tokio::test]
+async fn many_idle_clients_do_not_block_discovery() {
+    let (url, dials) = upstream(echo).await;
+    let (port, _said) = port(&url, &[]).await;
+    let mut idle = Vec::new();
+    for _ in 0..256 {
+        idle.push(connect(port).await);
+    }
+    let refused = connect_async(format!("ws://127.0.0.1:{port}/devtools/browser/x"))
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().contains("503"), "{refused}");
+    let version = tokio::task::spawn_blocking(move || http::request("GET", port, "/json/version", None, ""));
+    assert_eq!(version.await.unwrap().unwrap().status, 200);
+    drop(idle.pop());
+    let mut client = connect_again(port).await;
+    client.send(Message::text("{\"id\":1}")).await.unwrap();
+    next(&mut client).await;
+    assert_eq!(dials.load(Ordering::SeqCst), 1);
+}
+
+/// Connects as soon as there is room.
+async fn connect_again(port: u16) -> Client {
+    loop {
+        match connect_async(format!("ws://127.0.0.1:{port}/devtools/browser/x")).await {
+            Ok((client, _)) => return client,
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// Browser Rendering's own endpoint, as far as we speak to it.
+#[tokio::test]
+async fn cloudflares_own_endpoint_is_dialled_as_it_wants_to_be() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let api = format!("http://{}/client/v4", listener.local_addr().unwrap());
+    let env = [
+        ("CF_ACCOUNT_ID", "acct"),
+        ("CF_BROWSER_TOKEN", "cf-browser-canary"),
+        ("CLOUDFLARE_API_BASE_URL", &api),
+    ];
+    let (port, mut said) = port("cloudflare", &env).await;
+    let serving = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut seen = Vec::new();
+        #[expect(clippy::result_large_err, reason = "it is what the library asks for")]
+        let look = |request: &Request, answer: Response| {
+            let bearer = request.headers().get("authorization").unwrap().to_str().unwrap();
+            seen = vec![request.uri().to_string(), bearer.to_owned()];
+            Ok(answer)
+        };
+        let mut browser = accept_hdr_async(stream, look).await.unwrap();
+        let message = browser.next().await.unwrap().unwrap();
+        browser.send(message).await.unwrap();
+        let (mut refusing, _) = listener.accept().await.unwrap();
+        assert!(refusing.read(&mut [0; 4096]).await.unwrap() > 0);
+        refusing
+            .write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+            .await
+            .unwrap();
+        seen
+    });
+    let mut client = connect(port).await;
+    client.send(Message::text("{\"id\":1}")).await.unwrap();
+    assert_eq!(next(&mut client).await.to_text().unwrap(), "{\"id\":1}");
+    assert!(matches!(said.recv().await, Some(Event::BrowserConnected { .. })));
+    let mut client = connect(port).await;
+    client.send(Message::text("{\"id\":1}")).await.unwrap();
+    let why = next(&mut client).await.to_string();
+    assert!(why.contains("CF_BROWSER_TOKEN") && !why.contains("canary"), "{why}");
+    let path = "/client/v4/accounts/acct/browser-rendering/devtools/browser?keep_alive=600000";
+    assert_eq!(serving.await.unwrap(), [path, "Bearer cf-browser-canary"]);
+}
+
+/// What becomes of the port and of the browser is in the status document; and a port that was taken is had later.
+#[test]
+fn the_status_says_what_becomes_of_the_browser() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let worker = runtime.block_on(answers("HTTP/1.1 403 Forbidden"));
+    let disk = Disk::new();
+    let env = [
+        ("WORKER_URL", worker.as_str()),
+        ("CDP_SECRET", "s3cret-canary"),
+        ("MOLTINIT_CDP_ADDR", &addr),
+    ];
+    let container = with_gateway_and(&disk, &disk.path("store"), r#"["sleep", "100000"]"#, &env);
+    container.wait_for("/readyz", PATIENCE);
+    let until = |state: &str| {
+        eventually(format_args!("{state}; log: {container}"), PATIENCE, || {
+            let browser = container.status()["browser"].clone();
+            (browser["state"] == state).then_some(browser)
+        })
+    };
+    assert!(until("failed")["why"].as_str().unwrap().contains("MOLTINIT_CDP_ADDR"));
+    drop(taken);
+    let browser = until("unused");
+    assert!(
+        browser["upstream"].as_str().unwrap().starts_with("worker at 127.0.0.1"),
+        "{browser}"
+    );
+    assert!(browser["why"].is_null(), "{browser}");
+    runtime.block_on(async {
+        let mut client = connect(addr.rsplit_once(':').unwrap().1.parse().unwrap()).await;
+        client.send(Message::text("{\"id\":1}")).await.unwrap();
+        closed(&mut client).await;
+    });
+    let browser = until("failed");
+    assert!(browser["why"].as_str().unwrap().contains("403"), "{browser}");
+    assert!(!container.status().to_string().contains("canary"));
 }
 
 #[tokio::test]
@@ -286,7 +653,7 @@ async fn close_codes_and_reasons_pass_both_ways() {
         (CloseCode::Library(4007), "as you wish")
     );
     while client.next().await.is_some() {}
-    assert_eq!(closes.recv().await, Some(CloseCode::Library(4007)));
+    assert_eq!(soon(closes.recv()).await, Some(CloseCode::Library(4007)));
 
     let mut client = connect(port).await;
     client.send(Message::text("stay")).await.unwrap();
@@ -299,7 +666,7 @@ async fn close_codes_and_reasons_pass_both_ways() {
         panic!("no close")
     };
     assert_eq!(frame.code, CloseCode::Library(4008));
-    assert_eq!(closes.recv().await, Some(CloseCode::Library(4008)));
+    assert_eq!(soon(closes.recv()).await, Some(CloseCode::Library(4008)));
 }
 
 /// What an HTTP server that is no browser answers.
@@ -431,7 +798,7 @@ async fn a_slow_reader_holds_the_writer_back() {
 #[tokio::test]
 async fn web_pages_and_strangers_are_refused() {
     let (url, dials) = upstream(echo).await;
-    let (port, _said) = port_with(&url, &[], Some(Secret::new("local-token".into()))).await;
+    let (port, _said) = port(&url, &[("MOLTINIT_CDP_TOKEN", "local-token")]).await;
     let ask = |head: &str| {
         let request = format!(
             "GET /devtools/browser/moltinit HTTP/1.1\r\n{head}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -456,6 +823,19 @@ async fn web_pages_and_strangers_are_refused() {
     assert_eq!(ask("Host: 127.0.0.1").await, "403");
     assert_eq!(ask("Host: 127.0.0.1\r\nAuthorization: Bearer local-token").await, "101");
     assert_eq!(dials.load(Ordering::SeqCst), 0);
+    // Who has the token is told an address that has it too.
+    let ask = async |path: &'static str| {
+        tokio::task::spawn_blocking(move || http::request("GET", port, path, None, "").unwrap())
+            .await
+            .unwrap()
+    };
+    assert_eq!(ask("/json/version?token=wrong").await.status, 403);
+    let version = ask("/json/version?token=local-token").await.json();
+    let url = version["webSocketDebuggerUrl"].as_str().unwrap();
+    assert!(url.ends_with("?token=local-token"), "{url}");
+    let (mut client, _) = connect_async(url).await.unwrap();
+    client.send(Message::text("{\"id\":1}")).await.unwrap();
+    assert_eq!(next(&mut client).await.to_text().unwrap(), "{\"id\":1}");
 }
 
 #[tokio::test]
@@ -468,8 +848,8 @@ async fn a_taken_port_is_named() {
     let config = config::load(None, env, &config::Machine::look()).unwrap();
     let upstream = Upstream::of(&config).unwrap().unwrap();
     let addr = taken.local_addr().unwrap();
-    let error = Port::new(addr, None, Events::channel().0)
-        .serve(upstream)
+    let error = Port::new(Events::channel().0)
+        .serve(addr, None, Arc::new(upstream))
         .await
         .unwrap_err()
         .to_string();

@@ -7,11 +7,14 @@ use std::{
     process::{Command, Output},
 };
 
-use serde_json::Value;
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_tungstenite::{accept_async, tungstenite::Message};
 
 use crate::support::{
     MOLTINIT, PATIENCE,
-    browser::{self, Chromium},
+    browser::{self, Chromium, Worker},
     container::{Disk, commit, stand_in},
     eventually,
     gateway::Gateway,
@@ -24,6 +27,10 @@ const PAGE: &str = "data:text/html,<title>A page</title><h1>hello</h1><a href='h
 
 /// A script of the skill, in `directory`, with nothing in its environment that it should not need.
 fn script(directory: &Path, cdp: &str, args: &[&str]) -> Output {
+    script_with(directory, cdp, None, args)
+}
+
+fn script_with(directory: &Path, cdp: &str, token: Option<&str>, args: &[&str]) -> Output {
     Command::new("timeout")
         .args(["120", "node", &format!("{SCRIPTS}/{}", args[0])])
         .args(&args[1..])
@@ -31,6 +38,7 @@ fn script(directory: &Path, cdp: &str, args: &[&str]) -> Output {
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap())
         .env("MOLTINIT_CDP_ADDR", cdp)
+        .envs(token.map(|token| ("MOLTINIT_CDP_TOKEN", token)))
         .output()
         .unwrap()
 }
@@ -92,6 +100,59 @@ async fn its_scripts_need_nothing_but_the_port() {
         assert_eq!(tabs.count(), 1, "{pages}");
     });
     scripts.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_scripts_get_along_with_moltworkers_shim_and_a_token() {
+    let chromium = Chromium::start();
+    let shim = Worker::shim(&chromium);
+    let env = [
+        ("WORKER_URL", shim.url.as_str()),
+        ("CDP_SECRET", "shim-secret"),
+        ("MOLTINIT_CDP_TOKEN", "local-token"),
+    ];
+    let (port, _said) = browser::port("worker", &env).await;
+    let scripts = tokio::task::spawn_blocking(move || {
+        let scratch = tempfile::tempdir().unwrap();
+        let cdp = format!("127.0.0.1:{port}");
+        let output = script(scratch.path(), &cdp, &["scrape.js", PAGE]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("403"), "{output:?}");
+        let run = |args: &[&str]| said(&script_with(scratch.path(), &cdp, Some("local-token"), args));
+        run(&["screenshot.js", PAGE, "page.png"]);
+        assert_eq!(&fs::read(scratch.path().join("page.png")).unwrap()[1..4], b"PNG");
+        run(&["screenshot.js", PAGE, "page.pdf"]);
+        assert!(fs::read(scratch.path().join("page.pdf")).unwrap().starts_with(b"%PDF"));
+        let read: Value = serde_json::from_str(&run(&["scrape.js", PAGE])).unwrap();
+        assert_eq!(read["title"], "A page");
+    });
+    scripts.await.unwrap();
+}
+
+/// A browser that goes away in the middle of the work.
+#[tokio::test(flavor = "multi_thread")]
+async fn its_scripts_fail_when_the_browser_goes_away() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (port, _said) = browser::port(&format!("ws://{}/", listener.local_addr().unwrap()), &[]).await;
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut socket = accept_async(stream).await.unwrap();
+        for result in [json!({ "targetId": "T" }), json!({ "sessionId": "S" }), json!({})] {
+            let command: Value =
+                serde_json::from_str(socket.next().await.unwrap().unwrap().to_text().unwrap()).unwrap();
+            let answer = json!({ "id": command["id"], "result": result, "sessionId": command["sessionId"] });
+            socket.send(Message::text(answer.to_string())).await.unwrap();
+        }
+        let _ = socket.next().await;
+    });
+    let output = tokio::task::spawn_blocking(move || {
+        let scratch = tempfile::tempdir().unwrap();
+        script(scratch.path(), &format!("127.0.0.1:{port}"), &["scrape.js", PAGE])
+    });
+    let output = output.await.unwrap();
+    let why = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{why}");
+    assert!(why.contains("was closed (1011"), "{why}");
 }
 
 /// A side of a picture, as PNG has it.

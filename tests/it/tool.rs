@@ -1,5 +1,5 @@
-//! OpenClaw's own browser tool, as an agent uses it: through the local port, by the profile that moltinit configures, to a
-//! real Chromium elsewhere.
+//! OpenClaw's own browser tool, as an agent uses it: through the local port, by the profile that moltinit configures with
+//! its token, to a real Chromium elsewhere.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -53,11 +53,14 @@ fn the_gateways_browser_tool_drives_a_browser_elsewhere() {
     std::fs::create_dir_all(disk.state()).unwrap();
     std::fs::write(disk.state().join("openclaw.json"), config.to_string()).unwrap();
     let mut env = gateway.environment(&disk);
-    env.push((
-        "MOLTINIT_CDP_UPSTREAM".to_owned(),
-        format!("http://127.0.0.1:{}", chromium.port),
-    ));
-    env.push(("MOLTINIT_CDP_ADDR".to_owned(), format!("127.0.0.1:{}", free_port())));
+    let cdp = format!("127.0.0.1:{}", free_port());
+    let upstream = format!("http://127.0.0.1:{}", chromium.port);
+    let of_browser = [
+        ("MOLTINIT_CDP_UPSTREAM", upstream.as_str()),
+        ("MOLTINIT_CDP_ADDR", &cdp),
+        ("MOLTINIT_CDP_TOKEN", "local-token"),
+    ];
+    env.extend(of_browser.map(|(key, value)| (key.to_owned(), value.to_owned())));
     let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     let container = Container::start(&disk, &disk.path("store"), &env, &["run"]);
     container.wait_for("/readyz", BOOT);

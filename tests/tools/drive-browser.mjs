@@ -1,9 +1,10 @@
-// drive-browser.mjs playwright|puppeteer ENDPOINT [tour]: does through a CDP endpoint what an agent's tools do, prints
-// JSON. A tour goes to a site of its own, and clicks, types, prints and opens tabs there.
+// drive-browser.mjs playwright|puppeteer ENDPOINT [tour|download]: does through a CDP endpoint what an agent's tools do,
+// prints JSON. A tour goes to a site of its own, and clicks, types, prints and opens tabs there.
 // The packages are found by MOLTINIT_TEST_NODE_MODULES.
+import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
-const [library, endpoint, tour] = process.argv.slice(2);
+const [library, endpoint, what = "drive"] = process.argv.slice(2);
 const require = createRequire(process.env.MOLTINIT_TEST_NODE_MODULES + "/");
 const text = "<title>A page</title><h1>hello</h1><p>" + "x".repeat(3_000_000) + "</p>";
 
@@ -39,6 +40,10 @@ async function site() {
     answer.setHeader("Content-Type", "text/html");
     // As strict a policy on scripts as there is.
     answer.setHeader("Content-Security-Policy", "default-src 'none'");
+    if (url.startsWith("/file")) {
+      answer.setHeader("Content-Disposition", "attachment; filename=greeting.txt");
+      return answer.end("hello");
+    }
     if (url.startsWith("/found")) return answer.end(`<title>Found</title><h1>${new URL(url, "http://h").searchParams.get("q")}</h1>`);
     answer.end("<title>Search</title><form action=/found><input name=q><button>Go</button></form>");
   });
@@ -95,5 +100,18 @@ const tours = {
     return seen;
   },
 };
-console.log(JSON.stringify(await (tour ? tours : drive)[library]()));
+const downloads = {
+  async playwright() {
+    const browser = await require("playwright-core").chromium.connectOverCDP(endpoint);
+    const page = await browser.contexts()[0].newPage();
+    await page.goto(await site());
+    const coming = page.waitForEvent("download");
+    await page.evaluate(() => void (location.href = "/file"));
+    const download = await coming;
+    const seen = { name: download.suggestedFilename(), text: await readFile(await download.path(), "utf8") };
+    await browser.close();
+    return seen;
+  },
+};
+console.log(JSON.stringify(await { drive, tour: tours, download: downloads }[what][library]()));
 process.exit(0);

@@ -11,6 +11,7 @@ if (!globalThis.WebSocket) {
 }
 
 const ENDPOINT = `http://${process.env.MOLTINIT_CDP_ADDR || "127.0.0.1:9222"}`;
+const TOKEN = process.env.MOLTINIT_CDP_TOKEN;
 
 /** A failure that has a plain sentence for an explanation. */
 export class Failure extends Error {}
@@ -44,11 +45,13 @@ class Connection {
   #calls = new Map();
   #waiting = new Set();
   #next = 1;
+  #closed;
 
   static async open(timeout) {
     let version;
     try {
-      const answer = await fetch(`${ENDPOINT}/json/version`, { signal: AbortSignal.timeout(10_000) });
+      const headers = TOKEN ? { Authorization: `Bearer ${TOKEN}` } : {};
+      const answer = await fetch(`${ENDPOINT}/json/version`, { headers, signal: AbortSignal.timeout(10_000) });
       if (!answer.ok) throw new Failure(`${ENDPOINT} answers ${answer.status}: ${await answer.text()}`);
       version = await answer.json();
     } catch (error) {
@@ -68,6 +71,7 @@ class Connection {
       this.#socket.onopen = opened;
       this.#socket.onclose = ({ code, reason }) => {
         const error = new Failure(`the connection to the browser was closed (${code}${reason && `: ${reason}`})`);
+        this.#closed = error;
         failed(error);
         for (const call of this.#calls.values()) call.failed(error);
         for (const wait of this.#waiting) wait.failed(error);
@@ -99,6 +103,8 @@ class Connection {
 
   send(method, params = {}, sessionId) {
     return this.#within(method, (done, failed) => {
+      // Nobody would answer, and with nothing to wait for the process would just end.
+      if (this.#socket.readyState !== WebSocket.OPEN) return failed(this.#closed ?? new Failure("the connection to the browser is closing"));
       const id = this.#next++;
       this.#calls.set(id, { method, done, failed });
       this.#socket.send(JSON.stringify({ id, method, params, sessionId }));
@@ -109,7 +115,10 @@ class Connection {
   event(method, sessionId) {
     let wait;
     const wants = (message) => message.method === method && message.sessionId === sessionId;
-    const began = this.#within(method, (done, failed) => this.#waiting.add((wait = { wants, done, failed })));
+    const began = this.#within(method, (done, failed) => {
+      if (this.#closed) return failed(this.#closed);
+      this.#waiting.add((wait = { wants, done, failed }));
+    });
     const result = began.finally(() => this.#waiting.delete(wait));
     // Whoever asked may have failed before it looks here.
     result.catch(() => {});
@@ -164,7 +173,7 @@ export const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 /** Runs `work` with a tab of its own, which is closed afterwards, and ends the process. */
 export async function withPage(options, work) {
-  let connection, targetId, code = 0;
+  let connection, targetId;
   try {
     connection = await Connection.open(options.timeout);
     ({ targetId } = await connection.send("Target.createTarget", { url: "about:blank" }));
@@ -174,9 +183,8 @@ export async function withPage(options, work) {
     await work(page);
   } catch (error) {
     console.error(error instanceof Failure ? error.message : error);
-    code = 1;
+    process.exitCode = 1;
   }
   if (targetId) await connection.send("Target.closeTarget", { targetId }).catch(() => {});
   connection?.close();
-  process.exitCode = code;
 }

@@ -4,7 +4,7 @@ mod answers;
 mod commands;
 mod targets;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::{Map, Value, json};
 
@@ -110,6 +110,8 @@ pub struct Bridge {
     discovers: bool,
     /// New targets are attached to, as pages or as tabs.
     attaches: Option<Kind>,
+    /// Targets, and sessions of tabs, that have been attached to so.
+    automatic: BTreeSet<String>,
 }
 
 impl Bridge {
@@ -184,10 +186,10 @@ impl Bridge {
     }
 
     fn attach_automatically(&mut self, id: &str) -> Vec<Out> {
-        let Some(kind) = self.attaches else {
-            return Vec::new();
-        };
-        vec![self.attach(id, kind, None).1]
+        match self.attaches {
+            Some(kind) if self.automatic.insert(id.to_owned()) => vec![self.attach(id, kind, None).1],
+            _ => Vec::new(),
+        }
     }
 
     /// A session with a target, and the event that says so to `parent`.

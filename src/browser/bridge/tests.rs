@@ -200,6 +200,44 @@ fn puppeteer_comes_to_pages_by_their_tabs() {
 }
 
 #[test]
+fn what_is_attached_to_is_not_attached_to_again() {
+    let mut bridge = greeted();
+    attached(&mut bridge);
+    let again = |bridge: &mut Bridge, session: Option<&str>, attaches: bool| {
+        let outs = say(
+            bridge,
+            5,
+            session,
+            "Target.setAutoAttach",
+            json!({ "autoAttach": attaches }),
+        );
+        methods(&outs).len()
+    };
+    assert_eq!(again(&mut bridge, None, true), 1, "the answer alone");
+    let another = GREETING.replace("\"T\"", "\"U\"");
+    assert_eq!(methods(&bridge.shim_says(&another)), ["Target.attachedToTarget"]);
+    assert_eq!(again(&mut bridge, None, false), 1);
+    assert_eq!(again(&mut bridge, None, true), 3);
+}
+
+#[test]
+fn what_cannot_be_had_is_not_feigned() {
+    let mut bridge = greeted();
+    let session = attached(&mut bridge);
+    for (method, session) in [
+        ("Runtime.addBinding", Some(session.as_str())),
+        ("Fetch.enable", Some(&session)),
+        ("Fetch.enable", None),
+    ] {
+        let outs = say(&mut bridge, 5, session, method, json!({}));
+        assert!(
+            matches!(&outs[..], [Out::Client(answer)] if answer["error"]["message"].is_string()),
+            "{method}: {outs:?}"
+        );
+    }
+}
+
+#[test]
 fn a_pdf_is_streamed_in_pieces() {
     let mut bridge = greeted();
     let session = attached(&mut bridge);

@@ -21,7 +21,7 @@ pub fn patch(editor: &mut Editor, settings: &GatewaySettings, generation: Genera
         }
     }
     let ours = ["browser", "profiles", PROFILE];
-    let Some(addr) = settings.browser else {
+    let Some(browser) = &settings.browser else {
         if editor.remove(&ours, GONE).is_some() {
             editor.prune(&["browser", "profiles"], GONE);
         }
@@ -32,7 +32,7 @@ pub fn patch(editor: &mut Editor, settings: &GatewaySettings, generation: Genera
     };
     // Without `attachOnly` a loopback address is taken for a browser that the gateway may start and end. The early
     // generation knows it for all profiles together only.
-    let cdp_url = format!("http://{addr}");
+    let cdp_url = browser.url();
     match generation {
         Generation::Early => {
             editor.set(&ours, json!({ "cdpUrl": cdp_url, "color": "#F6821F" }));

@@ -2,7 +2,10 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::env::Env;
+use crate::{
+    config::{env::Env, secret::Secret},
+    gateway::settings::Browser,
+};
 
 use Generation::{Current, Early};
 
@@ -308,10 +311,17 @@ fn keys_that_keep_a_gateway_from_starting_are_dropped_and_named() {
     );
 }
 
+fn local(token: Option<&str>) -> Browser {
+    Browser {
+        addr: ([127, 0, 0, 1], 9222).into(),
+        token: token.map(|token| Secret::new(token.to_owned())),
+    }
+}
+
 #[test]
 fn the_browser_profile_comes_and_goes_with_its_upstream() {
     let mut settings = settings(&[]);
-    settings.browser = Some(([127, 0, 0, 1], 9222).into());
+    settings.browser = Some(local(None));
     let file = json!({ "browser": { "profiles": { "mine": { "cdpUrl": "http://b" } } } });
     let first = patch(file.clone(), &Written::default(), &settings, Current);
     let made = &first.value;
@@ -322,6 +332,11 @@ fn the_browser_profile_comes_and_goes_with_its_upstream() {
     );
     let early = patch(file.clone(), &Written::default(), &settings, Early);
     assert_eq!(early.value["browser"]["attachOnly"], true);
+    settings.browser = Some(local(Some("local-token")));
+    let guarded = patch(file.clone(), &Written::default(), &settings, Current);
+    let url = "http://127.0.0.1:9222/?token=local-token";
+    assert_eq!(guarded.value["browser"]["profiles"]["moltinit"]["cdpUrl"], url);
+    assert!(!format!("{:?}", guarded.changes).contains("local-token"));
     settings.browser = None;
     for (had, generation) in [(first, Current), (early, Early)] {
         let now = patch(had.value, &had.written, &settings, generation);
@@ -422,7 +437,7 @@ fn any_settings() -> impl Strategy<Value = GatewaySettings> {
                 pairs.extend(model.map(|model| ("CF_AI_GATEWAY_MODEL", model)));
             }
             let mut settings = settings(&pairs);
-            settings.browser = browser.then(|| ([127, 0, 0, 1], 9222).into());
+            settings.browser = browser.then(|| local(None));
             settings
         })
 }

@@ -2,12 +2,14 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
+    sync::Arc,
 };
 
 use moltinit::{
     browser::{Port, upstream::Upstream},
-    config::{self, env::Env, secret::Secret},
+    config::{self, env::Env},
     event::{Event, Events},
 };
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -16,21 +18,19 @@ use super::{PATIENCE, eventually};
 
 /// A browser port on `upstream`, and what it says happened.
 pub async fn port(upstream: &str, env: &[(&str, &str)]) -> (u16, UnboundedReceiver<Event>) {
-    port_with(upstream, env, None).await
-}
-
-pub async fn port_with(upstream: &str, env: &[(&str, &str)], token: Option<Secret>) -> (u16, UnboundedReceiver<Event>) {
     let variables = [("HOME", "/root"), ("MOLTINIT_CDP_UPSTREAM", upstream)]
         .into_iter()
         .chain(env.iter().copied());
     let env = Env::from_iter(variables.map(|(key, value)| (key.to_owned(), value.to_owned())));
     let config = config::load(None, env, &config::Machine::look()).unwrap();
     let upstream = Upstream::of(&config).unwrap().unwrap();
-    let (events, said) = Events::channel();
-    let addr = Port::new("127.0.0.1:0".parse().unwrap(), token, events)
-        .serve(upstream)
+    let (events, mut said) = Events::channel();
+    // It is served as long as there is a port, and here that is as long as the test runs.
+    let addr = Box::leak(Box::new(Port::new(events)))
+        .serve("127.0.0.1:0".parse().unwrap(), config.cdp.token, Arc::new(upstream))
         .await
         .unwrap();
+    assert!(matches!(said.recv().await, Some(Event::BrowserOffered { .. })));
     (addr.port(), said)
 }
 
@@ -72,6 +72,47 @@ impl Chromium {
 }
 
 impl Drop for Chromium {
+    fn drop(&mut self) {
+        super::process::kill_tree(self.process.id() as i32);
+        let _ = self.process.wait();
+    }
+}
+
+/// A Worker in real workerd, with a Chromium behind it.
+pub struct Worker {
+    process: Child,
+    pub url: String,
+}
+
+impl Worker {
+    /// What behaves like moltworker's shim; its secret is `shim-secret`.
+    pub fn shim(chromium: &Chromium) -> Worker {
+        Worker::start("shim-worker.mjs", chromium, None)
+    }
+
+    /// The relay of the Worker of ours, at a port that the test may give; its secret is `relay-secret`.
+    pub fn relay(chromium: &Chromium, port: Option<u16>) -> Worker {
+        Worker::start("relay-worker.mjs", chromium, port)
+    }
+
+    fn start(script: &str, chromium: &Chromium, port: Option<u16>) -> Worker {
+        let mut process = Command::new("node")
+            .arg(format!("{}/tests/tools/{script}", env!("CARGO_MANIFEST_DIR")))
+            .arg(format!("127.0.0.1:{}", chromium.port))
+            .args(port.map(|port| port.to_string()))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut url = String::new();
+        BufReader::new(process.stdout.take().unwrap())
+            .read_line(&mut url)
+            .unwrap();
+        let url = url.trim_end().to_owned();
+        Worker { process, url }
+    }
+}
+
+impl Drop for Worker {
     fn drop(&mut self) {
         super::process::kill_tree(self.process.id() as i32);
         let _ = self.process.wait();

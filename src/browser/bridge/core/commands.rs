@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Asked, Bridge, CONTEXT, Kind, Out, PIECE, Reply, Session};
-use crate::browser::discovery;
+use crate::browser::version::Version;
 
 impl Bridge {
     pub(super) fn of_browser(&mut self, reply: &Reply, method: &str, params: Map<String, Value>) -> Vec<Out> {
@@ -13,7 +13,7 @@ impl Bridge {
             .unwrap_or_default()
             .to_owned();
         match method {
-            "Browser.getVersion" => vec![reply.ok(discovery::browser_version())],
+            "Browser.getVersion" => vec![reply.ok(Version::default().result())],
             "Target.getBrowserContexts" => vec![reply.ok(json!({ "browserContextIds": [] }))],
             "Target.setDiscoverTargets" => {
                 self.discovers = params.get("discover") == Some(&json!(true));
@@ -25,6 +25,7 @@ impl Bridge {
             "Target.setAutoAttach" => {
                 let wants = params.get("autoAttach") == Some(&json!(true));
                 self.attaches = wants.then(|| kind(params.get("filter")));
+                self.automatic.retain(|_| wants);
                 let known: Vec<String> = self.targets.keys().filter(|_| wants).cloned().collect();
                 let mut outs: Vec<Out> = known.iter().flat_map(|id| self.attach_automatically(id)).collect();
                 outs.push(reply.ok(json!({})));
@@ -66,6 +67,7 @@ impl Bridge {
             "Target.createBrowserContext" | "Target.disposeBrowserContext" => {
                 vec![reply.error("this Worker's browser has one context only; use the default one")]
             }
+            "Fetch.enable" => vec![reply.error("this Worker's browser cannot intercept requests")],
             _ if is_setting(method) => vec![reply.ok(json!({}))],
             _ => vec![self.ask(Asked::Plain(reply.clone()), method, None, params)],
         }
@@ -74,7 +76,8 @@ impl Bridge {
     /// A tab's session is only good for being led on to its page's.
     pub(super) fn of_tab(&mut self, reply: &Reply, method: &str, target: &str) -> Vec<Out> {
         let mut outs = Vec::new();
-        if method == "Target.setAutoAttach" && self.targets.contains_key(target) {
+        let parent = reply.session.clone().unwrap_or_default();
+        if method == "Target.setAutoAttach" && self.targets.contains_key(target) && self.automatic.insert(parent) {
             outs.push(self.attach(target, Kind::Page, reply.session.as_deref()).1);
         }
         outs.push(reply.ok(json!({})));
@@ -190,9 +193,10 @@ impl Bridge {
                 }
                 self.of_browser(reply, method, params)
             }
-            "Runtime.runIfWaitingForDebugger" | "Runtime.releaseObjectGroup" | "Runtime.addBinding" => {
-                vec![reply.ok(json!({}))]
-            }
+            "Runtime.runIfWaitingForDebugger" | "Runtime.releaseObjectGroup" => vec![reply.ok(json!({}))],
+            // A client would wait for events that do not come.
+            "Runtime.addBinding" => vec![reply.error("this Worker's browser cannot call back from a page")],
+            "Fetch.enable" => vec![reply.error("this Worker's browser cannot intercept requests")],
             "Input.dispatchMouseEvent" => self.mouse(reply, target, params),
             "Input.dispatchKeyEvent" => self.key(reply, target, params),
             "Input.insertText" => {

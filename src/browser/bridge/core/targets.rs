@@ -72,6 +72,7 @@ impl Bridge {
         if self.targets.remove(id).is_none() {
             return outs;
         }
+        self.automatic.remove(id);
         let gone =
             |session: &Session| matches!(session, Session::Tab(of) | Session::Page { target: of, .. } if of == id);
         let sessions: Vec<(String, bool)> = self
@@ -82,6 +83,7 @@ impl Bridge {
             .collect();
         for (session, is_tab) in sessions {
             self.sessions.remove(&session);
+            self.automatic.remove(&session);
             let target = if is_tab { tab(id) } else { id.to_owned() };
             let gone = json!({ "sessionId": session, "targetId": target });
             outs.push(event("Target.detachedFromTarget", gone, None));
@@ -94,17 +96,12 @@ impl Bridge {
     }
 
     pub(super) fn announce(&self, id: &str) -> Vec<Out> {
-        let mut kinds = vec![Kind::Page];
         // A client that asks for tabs asks for both.
-        kinds.insert(0, Kind::Tab);
         let created = |kind| {
-            event(
-                "Target.targetCreated",
-                json!({ "targetInfo": self.info(id, kind) }),
-                None,
-            )
+            let info = json!({ "targetInfo": self.info(id, kind) });
+            event("Target.targetCreated", info, None)
         };
-        kinds.into_iter().map(created).collect()
+        [Kind::Tab, Kind::Page].map(created).into()
     }
 
     pub(super) fn watch(&mut self, target: &str) {
