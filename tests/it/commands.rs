@@ -204,6 +204,7 @@ fn why_a_command_cannot_be_done_is_said_by_its_code() {
 #[test]
 fn an_examination_is_a_document_too() {
     let disk = Disk::new();
+    fs::create_dir_all(disk.path("store")).unwrap();
     let container = stand_in(&disk, &disk.path("store"));
     container.wait_for("/readyz", PATIENCE);
     let output = disk.command(&["doctor", "--json"]).output().unwrap();
