@@ -11,7 +11,7 @@ pub const LINE_MAX: usize = 16 * 1024;
 pub const SLACK: usize = 4 * 1024;
 /// What is taken of a stream in each [`WINDOW`]; the rest is counted and dropped, but for the last of it.
 const WINDOW_BYTES: usize = 2 * 1024 * 1024;
-const WINDOW: Duration = Duration::from_millis(100);
+pub const WINDOW: Duration = Duration::from_millis(100);
 
 /// A line, or the beginning of one.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,6 +66,17 @@ impl Lines {
             self.split(bytes, each);
         }
         bytes.clear();
+    }
+
+    /// Whether there is something that waits for the window to pass. Then [`pause`](Self::pause) is wanted if nothing
+    /// more comes meanwhile.
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Nothing has come for a whole window: the flood is over.
+    pub fn pause(&mut self, each: &mut impl FnMut(Piece<'_>)) {
+        self.take_up(each);
     }
 
     /// The stream has ended: what there is of a last line is one.
@@ -192,6 +203,25 @@ mod tests {
         assert!(lines.len() < 400_000);
         // A line cut in two at each end of the gap may be counted on either side of it.
         assert!((lines.len() as u64 + dropped).abs_diff(total) <= 1);
+    }
+
+    #[test]
+    fn the_end_of_a_flood_does_not_wait_for_what_never_comes() {
+        let now = Instant::now();
+        let mut lines = Lines::new(now);
+        let mut last = String::new();
+        let mut each = |piece: Piece<'_>| {
+            if let Piece::Line { bytes, .. } = piece {
+                last = String::from_utf8(bytes.to_vec()).unwrap();
+            }
+        };
+        lines.feed(&mut vec![b'\n'; WINDOW_BYTES], now, &mut each);
+        assert!(!lines.is_holding());
+        lines.feed(&mut b"the last\n".to_vec(), now, &mut each);
+        assert!(lines.is_holding());
+        lines.pause(&mut each);
+        assert!(!lines.is_holding());
+        assert_eq!(last, "the last");
     }
 
     #[test]

@@ -12,13 +12,13 @@ use std::{
 use futures_util::{Stream as Sequence, StreamExt, stream};
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver, sync::broadcast};
+use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver, sync::broadcast, time::timeout};
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 use tracing::{info, warn};
 
 use crate::config::secret::Mask;
 
-use super::lines::{LINE_MAX, Lines, Piece, SLACK};
+use super::lines::{LINE_MAX, Lines, Piece, SLACK, WINDOW};
 
 /// Lines and bytes that are kept of each service.
 const KEEP_LINES: usize = 2_000;
@@ -131,7 +131,19 @@ impl Log {
         let mut each = |piece: Piece<'_>| self.add(stream, &piece);
         loop {
             bytes.reserve(READ);
-            match from.read_buf(&mut bytes).await {
+            let more = from.read_buf(&mut bytes);
+            let more = if lines.is_holding() {
+                match timeout(WINDOW, more).await {
+                    Ok(more) => more,
+                    Err(_) => {
+                        lines.pause(&mut each);
+                        continue;
+                    }
+                }
+            } else {
+                more.await
+            };
+            match more {
                 Ok(0) | Err(_) => break,
                 Ok(_) => lines.feed(&mut bytes, Instant::now(), &mut each),
             }
