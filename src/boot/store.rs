@@ -1,24 +1,24 @@
 //! The configured store, opened.
 
-use std::path::{Path, PathBuf};
-
 use crate::{
-    config,
+    config::{self, MOUNTED_STORE},
     state::{crypt::Key, history::History},
-    store::{Expect, Patience, Store, StoreError, mounts},
+    store::{Expect, Patience, Store, StoreError},
 };
 
-/// Opens the store for a boot: a plain directory is made if it is missing, a mount has to be there.
+/// Opens the store for a boot: a plain directory is made if it is missing, a mount has to be there. What it is on now it
+/// has to stay on.
 ///
 /// Blocks for as long as the store does, up to its patience; deriving a key takes a good part of a second.
 ///
 /// # Errors
 /// The store does not answer, or is not what it has to be.
 pub fn open(config: &config::Store) -> Result<History, StoreError> {
-    let expect = match mount_point(&config.dir) {
-        Some(point) => Expect::MountAt(point),
-        None if config.must_be_mount => Expect::MountAt(config.dir.clone()),
-        None => Expect::Directory,
+    let expect = match config.must_be_mount {
+        // The platform may mount the whole bucket or a part of it.
+        true if config.dir.starts_with(MOUNTED_STORE) => Expect::MountAt(MOUNTED_STORE.into()),
+        true => Expect::MountAt(config.dir.clone()),
+        false => Expect::Directory,
     };
     open_as(config, expect)
 }
@@ -39,11 +39,4 @@ fn open_as(config: &config::Store, expect: Expect) -> Result<History, StoreError
         .as_ref()
         .map(|key| Key::derive(key.expose(), &config.instance));
     History::open(store, &config.instance, key)
-}
-
-/// The mount that a store in `dir` is on, if it is one of its own and not the root file system. A store that was on a
-/// mount at boot has to stay on it.
-fn mount_point(dir: &Path) -> Option<PathBuf> {
-    let present = dir.ancestors().find_map(|above| mounts::covering(above).ok())?;
-    (present.point != Path::new("/")).then_some(present.point)
 }

@@ -240,9 +240,9 @@ fn store(settings: &mut Settings<'_>, machine: &Machine) -> Store {
         );
     }
     Store {
-        // Naming the place where the platform mounts the bucket is as good as not naming one: before the mount is
-        // there, it is a directory that vanishes with the container.
-        must_be_mount: mount.is_some() || (named.is_none() && mounted) || dir == Path::new(MOUNTED_STORE),
+        // Naming the place where the platform mounts the bucket, or one in it, is as good as not naming one: before the
+        // mount is there, it is a directory that vanishes with the container.
+        must_be_mount: mount.is_some() || (named.is_none() && mounted) || dir.starts_with(MOUNTED_STORE),
         durable,
         dir,
         wait: settings.duration("store_wait", Duration::from_secs(60)),

@@ -401,6 +401,9 @@ impl History {
 
     /// Starts the generation of this boot. Nothing is written before its first commit.
     pub fn begin(&self, proposed: Ulid, base: Option<CommitId>) -> Generation {
+        if let Some(object) = base.and_then(|base| self.object(base)) {
+            self.store.anchor(&object);
+        }
         let generations = &mut self.lock().generations;
         let id = lineage::above(generations, proposed);
         generations.insert(id, base);
@@ -421,7 +424,9 @@ impl History {
     pub fn commit(&self, segment: &Segment) -> Result<(), StoreError> {
         let name = self.object(segment.id());
         let name = name.expect("a segment is of a generation that was begun");
-        self.store.put(&name, &segment.file, segment.len)
+        self.store.put(&name, &segment.file, segment.len)?;
+        self.store.anchor(&name);
+        Ok(())
     }
 
     /// What each of several commits says about itself.

@@ -16,33 +16,55 @@ use nix::fcntl::OFlag;
 use super::{
     Backend, Expect, Item, StoreError,
     mounts::{self, Mount},
+    place::Place,
     s3fs,
 };
 
-/// A directory, and what kind of place it has to be.
+/// A directory, and the place that it has to be in.
 pub struct Directory {
-    root: PathBuf,
-    expect: Expect,
+    place: Place,
 }
 
 const COPY: usize = 1 << 20;
 
 impl Directory {
     pub fn new(root: PathBuf, expect: Expect) -> Directory {
-        Directory { root, expect }
+        Directory {
+            place: Place::new(root, expect),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.place.root().join(name)
+    }
+
+    /// What `act` makes of `path`; `None` if that is not there, as opposed to not known.
+    fn known<T>(
+        &self,
+        what: &'static str,
+        path: &Path,
+        act: impl Fn(&Path) -> io::Result<T>,
+    ) -> Result<Option<T>, StoreError> {
+        let fail = |error| StoreError::from_io(what, path.to_owned(), error);
+        // Twice: having listed it, a mount may know better.
+        for _ in 0..2 {
+            match act(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => return other.map(Some).map_err(fail),
+            }
+            if self.place.is_absent(path).map_err(fail)? {
+                // Of the store, and not of what is in its place now.
+                return self.place.check().map(|()| None);
+            }
+        }
+        Err(StoreError::Unsure { path: path.to_owned() })
     }
 
     /// The directories above an object, made one by one. The mount's own is never made: that would be the plain
     /// directory that swallows commits.
     fn make_parents(&self, path: &Path) -> io::Result<()> {
-        let mut dir = match &self.expect {
-            Expect::MountAt(point) if self.root.starts_with(point) => point.clone(),
-            Expect::MountAt(_) | Expect::Existing | Expect::Directory => self.root.clone(),
-        };
+        let mut dir = self.place.top().to_owned();
         let below = path.strip_prefix(&dir).unwrap_or(path);
-        if self.expect == Expect::Directory {
-            fs::create_dir_all(&dir)?;
-        }
         for part in below.parent().into_iter().flat_map(Path::components) {
             dir.push(part);
             match fs::create_dir(&dir) {
@@ -62,40 +84,6 @@ impl Directory {
             }
             other => other,
         }
-    }
-
-    /// The mount that the root is on, or will be once it is made.
-    fn mount(&self, point: &Path) -> io::Result<Mount> {
-        let mut found = mounts::covering(&self.root);
-        for above in self
-            .root
-            .ancestors()
-            .skip(1)
-            .take_while(|above| above.starts_with(point))
-        {
-            match found {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => found = mounts::covering(above),
-                _ => break,
-            }
-        }
-        found
-    }
-
-    /// Fails unless `found` is the mount it has to be.
-    fn expected(&self, found: io::Result<Mount>) -> Result<(), StoreError> {
-        let Expect::MountAt(point) = &self.expect else {
-            return Ok(());
-        };
-        let found = match found {
-            Ok(mount) if mount.point == *point => return Ok(()),
-            Ok(mount) => format!("it is on {} mounted at {}", mount.source, mount.point.display()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => "it does not exist".to_owned(),
-            Err(error) => return Err(StoreError::from_io("checking", self.root.clone(), error)),
-        };
-        Err(StoreError::NotAMount {
-            path: self.root.clone(),
-            found,
-        })
     }
 
     fn write(&self, file: File, body: &File, len: u64) -> io::Result<()> {
@@ -120,56 +108,48 @@ impl Directory {
     }
 }
 
+fn entries(path: &Path) -> io::Result<Vec<Item>> {
+    let mut items = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        // Names of ours are ASCII; of whatever else lies in the bucket it is enough that it is seen.
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // Where the listing does not tell, it is looked at, and that says nothing of the directory.
+        let kind = entry.file_type().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => io::Error::other(format!("`{name}` is listed and cannot be looked at")),
+            _ => error,
+        })?;
+        let is_dir = kind.is_dir();
+        items.push(Item { name, is_dir });
+    }
+    items.sort();
+    Ok(items)
+}
+
 impl Backend for Directory {
     fn check(&self) -> Result<(), StoreError> {
-        match &self.expect {
-            Expect::Directory => Ok(()),
-            Expect::Existing => match fs::metadata(&self.root) {
-                Ok(found) if found.is_dir() => Ok(()),
-                Ok(_) => Err(StoreError::NotADirectory {
-                    path: self.root.clone(),
-                }),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StoreError::Missing {
-                    path: self.root.clone(),
-                }),
-                Err(error) => Err(StoreError::from_io("checking", self.root.clone(), error)),
-            },
-            Expect::MountAt(point) => self.expected(self.mount(point)),
-        }
+        self.place.check()
+    }
+
+    fn anchor(&self, name: &str) {
+        self.place.anchor(name);
     }
 
     fn list(&self, dir: &str) -> Result<Vec<Item>, StoreError> {
-        self.check()?;
-        let path = self.root.join(dir);
-        let fail = |error| StoreError::from_io("listing", path.clone(), error);
-        let entries = match fs::read_dir(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(fail)?,
-        };
-        let mut items = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(fail)?;
-            // Names of ours are ASCII; whatever else lies in the bucket is not ours to judge.
-            let Ok(name) = entry.file_name().into_string() else {
-                continue;
-            };
-            let is_dir = entry.file_type().map_err(fail)?.is_dir();
-            items.push(Item { name, is_dir });
-        }
-        items.sort();
-        Ok(items)
+        self.place.check()?;
+        Ok(self.known("listing", &self.path(dir), entries)?.unwrap_or_default())
     }
 
     fn put(&self, name: &str, body: &File, len: u64) -> Result<(), StoreError> {
-        let path = self.root.join(name);
+        let path = self.path(name);
         let fail = |error| StoreError::from_io("writing", path.clone(), error);
-        self.check()?;
+        self.place.check()?;
         let file = self.create(&path).map_err(fail)?;
         let mount = mounts::of(&file);
         // A new name is durable once its directory is; an object store has no such thing.
         let sync_parent = !mount.as_ref().is_ok_and(Mount::is_fuse);
         // Asked of the file itself: no mount can go away between this look and the writing.
-        let written = self.expected(mount).and_then(|()| {
+        let written = self.place.must_be_on(mount).and_then(|_| {
             self.write(file, body, len).map_err(fail)?;
             match path.parent() {
                 Some(parent) if sync_parent => File::open(parent).and_then(|dir| dir.sync_all()).map_err(fail),
@@ -184,16 +164,16 @@ impl Backend for Directory {
     }
 
     fn open(&self, name: &str) -> Result<(File, Metadata), StoreError> {
-        let path = self.root.join(name);
-        self.check()?;
-        let open = || {
+        self.place.check()?;
+        let path = self.path(name);
+        let open = |path: &Path| {
             // No object of a store is a link, and none is a pipe to wait for.
             let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-            let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(&path)?;
+            let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
             let meta = file.metadata()?;
             Ok((file, meta))
         };
-        open().map_err(|error| StoreError::from_io("opening", path.clone(), error))
+        self.known("opening", &path, open)?.ok_or(StoreError::NotFound { path })
     }
 
     fn read(&self, name: &str, file: &File, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
@@ -204,7 +184,7 @@ impl Backend for Directory {
                 Ok(0) => break,
                 Ok(n) => filled += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(StoreError::from_io("reading", self.root.join(name), error)),
+                Err(error) => return Err(StoreError::from_io("reading", self.path(name), error)),
             }
         }
         bytes.truncate(filled);
@@ -212,27 +192,21 @@ impl Backend for Directory {
     }
 
     fn delete(&self, name: &str) -> Result<(), StoreError> {
-        let path = self.root.join(name);
-        self.check()?;
+        let path = self.path(name);
+        self.place.check()?;
         fs::remove_file(&path).map_err(|error| StoreError::from_io("deleting", path.clone(), error))
     }
 
     fn delete_dir(&self, name: &str) -> Result<(), StoreError> {
-        let path = self.root.join(name);
-        self.check()?;
+        let path = self.path(name);
+        self.place.check()?;
         match fs::remove_dir(&path) {
-            Err(error) if error.raw_os_error() == Some(nix::libc::ENOTEMPTY) => Ok(()),
+            Err(error) if matches!(error.raw_os_error(), Some(nix::libc::ENOTEMPTY | nix::libc::EEXIST)) => Ok(()),
             other => other.map_err(|error| StoreError::from_io("removing", path.clone(), error)),
         }
     }
 
     fn operations(&self, len: u64) -> u64 {
-        match &self.expect {
-            // Looking at a mount by the path of its root asks nothing of its server.
-            Expect::MountAt(point) if mounts::covering(point).is_ok_and(|mount| mount.is_fuse()) => {
-                s3fs::operations(len)
-            }
-            _ => 1,
-        }
+        if self.place.is_fuse() { s3fs::operations(len) } else { 1 }
     }
 }

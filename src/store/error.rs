@@ -19,6 +19,14 @@ pub enum StoreError {
     },
     #[error("{path} is not the mount it should be ({found}); nothing was written there: mount the store again", path = path.display())]
     NotAMount { path: PathBuf, found: String },
+    #[error("what is in the place of {path} is not the store that was there ({found}; {anchor} is not in it); nothing was written: mount the store again, or start again to go on with what is there", path = path.display())]
+    Swapped {
+        path: PathBuf,
+        found: String,
+        anchor: String,
+    },
+    #[error("{path} is listed and yet said not to be there; the mount remembers that it failed to look: tried again", path = path.display())]
+    Unsure { path: PathBuf },
     #[error("{what} {path}: the mount's server is gone ({source}); unmount it with `umount -l` and mount it again", path = path.display())]
     Disconnected {
         what: &'static str,

@@ -11,13 +11,15 @@ use std::{
 use super::{Backend, Expect, Item, Patience, Store, StoreError, directory::Directory};
 
 /// What every call does from now on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     None,
     /// Blocks until the fault is another one.
     Hang,
     /// Fails with this errno.
     Errno(i32),
+    /// Objects of which the name has this in it fail with EIO when they are read; other calls work.
+    Unreadable(String),
     /// `put` leaves this many bytes behind and fails with EIO; other calls work.
     CutPut(u64),
 }
@@ -38,13 +40,19 @@ impl Faults {
             .1
             .wait_while(self.0.0.lock().unwrap(), |fault| *fault == Fault::Hang)
             .unwrap();
-        match *fault {
-            Fault::Errno(errno) => Err(StoreError::from_io(
+        let fails = |errno| {
+            Err(StoreError::from_io(
                 what,
                 path.to_owned(),
                 io::Error::from_raw_os_error(errno),
-            )),
-            fault => Ok(fault),
+            ))
+        };
+        match &*fault {
+            Fault::Errno(errno) => fails(*errno),
+            Fault::Unreadable(name) if what == "reading" && path.to_string_lossy().contains(name) => {
+                fails(nix::libc::EIO)
+            }
+            fault => Ok(fault.clone()),
         }
     }
 }
@@ -74,6 +82,10 @@ impl Backend for Faulty {
     fn check(&self) -> Result<(), StoreError> {
         self.faults.suffer("checking", &self.dir)?;
         self.inner.check()
+    }
+
+    fn anchor(&self, name: &str) {
+        self.inner.anchor(name);
     }
 
     fn list(&self, dir: &str) -> Result<Vec<Item>, StoreError> {

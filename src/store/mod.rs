@@ -12,6 +12,7 @@ pub mod faulty;
 #[cfg(any(test, fuzzing))]
 pub mod memory;
 pub mod mounts;
+mod place;
 mod pool;
 pub mod s3fs;
 
@@ -26,14 +27,14 @@ use std::{
 pub use error::StoreError;
 use pool::{NoAnswer, Pool};
 
-/// What kind of place the store's directory has to be.
+/// What kind of place the store's directory has to be. Wherever it is at the first call, there it has to stay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expect {
     /// Any directory; made when it is missing.
     Directory,
     /// A directory that is there already; a missing one is a mistake in its name.
     Existing,
-    /// On the mount at this point, the store's directory itself or one above it. Where no such mount is, every
+    /// On a mount at this point or below it: the store's directory itself or one above it. Where no such mount is, every
     /// call fails with [`StoreError::NotAMount`] and nothing is written.
     MountAt(PathBuf),
 }
@@ -63,8 +64,9 @@ impl Default for Patience {
     }
 }
 
-/// The blocking calls behind a [`Store`]; each may take for ever.
+/// The blocking calls behind a [`Store`]; each but `anchor` may take for ever.
 trait Backend: Send + Sync + 'static {
+    fn anchor(&self, _name: &str) {}
     fn check(&self) -> Result<(), StoreError>;
     fn list(&self, dir: &str) -> Result<Vec<Item>, StoreError>;
     fn put(&self, name: &str, body: &File, len: u64) -> Result<(), StoreError>;
@@ -117,7 +119,13 @@ impl Store {
         self.call("checking", "", 0, |backend, _| backend.check())
     }
 
-    /// What is directly in `dir`, sorted; nothing if there is no such directory.
+    /// From now on the store is known by an object that is in it. Where the mounts have changed and it is not there any
+    /// more, something else is in the store's place, and every call fails with [`StoreError::Swapped`].
+    pub fn anchor(&self, name: &str) {
+        self.backend.anchor(name);
+    }
+
+    /// What is directly in `dir`, sorted; nothing if there is certainly no such directory.
     pub fn list(&self, dir: &str) -> Result<Vec<Item>, StoreError> {
         self.call("listing", dir, 0, |backend, dir| backend.list(dir))
     }
@@ -139,7 +147,7 @@ impl Store {
         self.backend.operations(len)
     }
 
-    /// Opens an object for reading.
+    /// Opens an object for reading. [`StoreError::NotFound`] is certain.
     pub fn get(&self, name: &str) -> Result<Object, StoreError> {
         let (file, meta) = self.call("opening", name, 0, |backend, name| backend.open(name))?;
         Ok(Object {

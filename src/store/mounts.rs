@@ -3,10 +3,16 @@
 use std::{
     ffi::OsString,
     fs, io,
-    os::{fd::AsRawFd, unix::ffi::OsStringExt},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::ffi::OsStringExt,
+    },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// One line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,15 +53,42 @@ pub fn of(fd: &impl AsRawFd) -> io::Result<Mount> {
 ///
 /// The kernel marks an open mountinfo with POLLPRI when the table changes (proc_pid_mountinfo(5)).
 pub fn wait_for_change(patience: Duration) {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use std::os::fd::AsFd;
     match fs::File::open("/proc/self/mountinfo") {
         Ok(table) => {
-            let mut wanted = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
-            let _ = poll(&mut wanted, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX));
+            has_changed(&table, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX));
         }
         Err(_) => std::thread::sleep(patience),
     }
+}
+
+/// The table of mounts, to see whether it has changed.
+pub struct Table {
+    /// `None` without `/proc`.
+    file: Option<fs::File>,
+    changes: AtomicU64,
+}
+
+impl Table {
+    pub fn open() -> Table {
+        Table {
+            file: fs::File::open("/proc/self/mountinfo").ok(),
+            changes: AtomicU64::new(0),
+        }
+    }
+
+    /// In how many looks it had changed since the one before.
+    pub fn changes(&self) -> u64 {
+        let changed = self
+            .file
+            .as_ref()
+            .is_some_and(|file| has_changed(file, PollTimeout::ZERO));
+        self.changes.fetch_add(u64::from(changed), Ordering::Relaxed) + u64::from(changed)
+    }
+}
+
+fn has_changed(table: &fs::File, patience: PollTimeout) -> bool {
+    let mut wanted = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
+    poll(&mut wanted, patience).is_ok_and(|ready| ready > 0)
 }
 
 fn mount_id(fdinfo: &str) -> Option<u64> {

@@ -73,7 +73,7 @@ pub fn service() -> Service {
 /// Nothing secret is in it.
 fn command(bucket: &Bucket, at: &Path) -> Vec<String> {
     let options = format!(
-        "url={},use_path_request_style,nomixupload,enable_noobj_cache,stat_cache_expire=60,multipart_size={},retries={RETRIES}",
+        "url={},use_path_request_style,nomixupload,stat_cache_expire=60,multipart_size={},retries={RETRIES}",
         bucket.endpoint,
         PART >> 20
     );

@@ -11,7 +11,7 @@ use std::{
 
 use super::{PATIENCE, eventually, free_port, http};
 
-const BUCKET: &str = "agent";
+pub const BUCKET: &str = "agent";
 
 /// A process that ends with its owner.
 struct Owned(Child);
