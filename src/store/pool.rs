@@ -93,9 +93,14 @@ impl Pool {
         }
     }
 
-    /// Runs `job` some time, without waiting; dropped unrun if all threads are stuck.
+    /// Runs `job` some time, without waiting; if all threads are stuck, when one of them comes back. Whatever it owns
+    /// is dropped there: that may block as well.
     pub fn send(&self, job: impl FnOnce() + Send + 'static) {
-        let _ = self.submit(Box::new(job));
+        let mut queue = self.shared.lock();
+        self.staff(&mut queue);
+        queue.add(Box::new(job));
+        drop(queue);
+        self.shared.wake.notify_one();
     }
 
     /// Calls that were given up and have not returned yet.
@@ -105,20 +110,23 @@ impl Pool {
 
     fn submit(&self, job: Job) -> Result<u64, NoAnswer> {
         let mut queue = self.shared.lock();
+        self.staff(&mut queue);
+        if queue.alive == 0 {
+            return Err(NoAnswer::Stuck(queue.lost.len()));
+        }
+        let id = queue.add(job);
+        drop(queue);
+        self.shared.wake.notify_one();
+        Ok(id)
+    }
+
+    /// Starts one more thread, if the next job needs one and it may be risked.
+    fn staff(&self, queue: &mut Queue) {
         if queue.idle <= queue.waiting.len() && queue.alive < self.shared.size && queue.may_risk(Instant::now()) {
             let shared = Arc::clone(&self.shared);
             let started = thread::Builder::new().name("store".into()).spawn(move || work(&shared));
             queue.alive += usize::from(started.is_ok());
         }
-        if queue.alive == 0 {
-            return Err(NoAnswer::Stuck(queue.lost.len()));
-        }
-        queue.next += 1;
-        let id = queue.next;
-        queue.waiting.push_back((id, job));
-        drop(queue);
-        self.shared.wake.notify_one();
-        Ok(id)
     }
 
     fn give_up(&self, id: u64) {
@@ -132,6 +140,12 @@ impl Pool {
 }
 
 impl Queue {
+    fn add(&mut self, job: Job) -> u64 {
+        self.next += 1;
+        self.waiting.push_back((self.next, job));
+        self.next
+    }
+
     fn may_risk(&mut self, now: Instant) -> bool {
         if self.lost.len() < MAX_LOST {
             return true;
@@ -230,6 +244,24 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(pool.call(LONG, || 9), Ok(9));
+    }
+
+    #[test]
+    fn what_is_sent_while_all_are_stuck_is_never_dropped_by_the_sender() {
+        struct Here(mpsc::Sender<thread::ThreadId>);
+        impl Drop for Here {
+            fn drop(&mut self) {
+                let _ = self.0.send(thread::current().id());
+            }
+        }
+        let pool = Pool::new(1);
+        let held: Vec<_> = (0..=MAX_LOST).map(|_| lose(&pool)).collect();
+        let (dropped, seen) = mpsc::channel();
+        let here = Here(dropped);
+        pool.send(move || drop(here));
+        assert!(seen.try_recv().is_err());
+        drop(held);
+        assert_ne!(seen.recv_timeout(LONG), Ok(thread::current().id()));
     }
 
     #[test]
