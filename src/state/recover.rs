@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -16,8 +16,9 @@ use super::{
 };
 use crate::store::StoreError;
 
-/// An object that the mount fails to read is read again this often before it counts as damaged.
-const ATTEMPTS: u32 = 3;
+/// A commit that the mount fails to read is tried again for this long, while other objects can be read, before it is
+/// passed over. What a mount has failed to read once it may fail to read for a minute.
+const GRACE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 90 });
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A commit that was passed over.
@@ -60,7 +61,7 @@ pub enum RecoverError {
 pub type Targets<'a> = &'a dyn Fn(&Head) -> Result<Vec<(String, PathBuf)>, ReadError>;
 
 /// Restores the newest sound commit of the line into its `targets`. Goes back commit by commit where one is damaged,
-/// and only then: a store that does not answer is no reason to take older state.
+/// and only then: a store that does not answer, or answers with errors, is no reason to take older state.
 pub fn recover(
     history: &History,
     targets: Targets,
@@ -116,9 +117,8 @@ fn attempt(
     work: &Path,
     progress: &Progress,
 ) -> Result<Attempt, RecoverError> {
-    let mut tries = 0;
+    let mut failing_since = None;
     loop {
-        tries += 1;
         let result = history.load(id).map_err(RestoreError::Read).and_then(|head| {
             let placed = restore::restore(history, &head, &targets(&head)?, work, progress)?;
             Ok((head, placed))
@@ -133,14 +133,37 @@ fn attempt(
                 let own = history.object(id).is_some_and(|own| own == object);
                 return Ok(Err((format!("{object}: {damage}"), Some(damage).filter(|_| own))));
             }
-            // A bad sector looks like this for good, a bad moment of the network does not.
-            RestoreError::Read(ReadError::Store(error @ StoreError::Io { .. })) if tries == ATTEMPTS => {
-                return Ok(Err((error.to_string(), None)));
+            // A bad sector looks like this for good, and so does the network while it is away.
+            RestoreError::Read(ReadError::Store(StoreError::Io { what, path, source })) => {
+                let error = StoreError::Io { what, path, source };
+                if !others_can_be_read(history, id, &error) {
+                    return Err(RecoverError::Unknown(error));
+                }
+                let since = *failing_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= GRACE {
+                    let why = format!("{error}; tried for {} s, while others can be read", GRACE.as_secs());
+                    return Ok(Err((why, None)));
+                }
+                tracing::warn!(commit = %id, %error, "a commit cannot be read, though others can; tried again");
+                thread::sleep(PAUSE);
             }
-            RestoreError::Read(ReadError::Store(StoreError::Io { .. })) => thread::sleep(PAUSE),
             RestoreError::Read(ReadError::Store(error)) => return Err(RecoverError::Unknown(error)),
             RestoreError::Read(error) => return Err(RecoverError::Key(error)),
             local => return Err(RecoverError::Local(local)),
         }
     }
+}
+
+/// Whether it is that one object that fails, and not the store: another commit's end can be read.
+fn others_can_be_read(history: &History, id: CommitId, error: &StoreError) -> bool {
+    let StoreError::Io { path, .. } = error else {
+        return false;
+    };
+    let root = history.store().root();
+    let fails = |id: &CommitId| history.object(*id).is_none_or(|object| root.join(object) == *path);
+    let newest_first = history.generations().into_keys().rev();
+    let mut commits = newest_first.flat_map(|generation| history.commits(generation).unwrap_or_default());
+    let other = commits.find(|other| *other != id && !fails(other));
+    // Damage is found by reading.
+    other.is_some_and(|other| !matches!(history.info(other), Err(ReadError::Store(_))))
 }

@@ -22,6 +22,7 @@ use super::{
     restore::{self, Progress, RestoreError},
     segment::{SegmentError, SegmentWriter, reader::ReadError},
 };
+use crate::store::faulty::{self, Fault};
 
 /// A live directory with one of everything.
 fn furnish(kit: &Kit) {
@@ -170,6 +171,43 @@ fn a_damaged_commit_is_passed_over_and_named() {
     let (head, _, passed) = restored(kit.recover_to("back"));
     assert_eq!(head.id(), Some(ids[1]));
     assert!(passed[0].why.contains("says it is commit"), "{passed:?}");
+}
+
+/// A kit of which the store fails on demand.
+fn failing() -> (Kit, faulty::Faults, [super::model::CommitId; 3]) {
+    let (mut kit, ids) = three();
+    let (store, faults) = faulty::store(&kit.path("store"));
+    kit.history = super::history::History::open(store, "default", None).unwrap();
+    (kit, faults, ids)
+}
+
+#[test]
+fn while_the_store_fails_nothing_is_taken_for_damaged() {
+    let (kit, faults, ids) = failing();
+    let targets = [("state".to_owned(), kit.path("back"))];
+    let recover = || {
+        super::recover::recover(
+            &kit.history,
+            &|_| Ok(targets.to_vec()),
+            &kit.path("work"),
+            &restore::Progress::default(),
+        )
+    };
+    // Every read fails, though every listing works; then everything does.
+    for fault in [Fault::Unreadable(".seg".into()), Fault::Errno(nix::libc::EIO)] {
+        faults.set(fault);
+        let tried = recover();
+        assert!(matches!(tried, Err(RecoverError::Unknown(_))), "{tried:?}");
+        assert!(!kit.path("back").exists());
+    }
+    faults.set(Fault::None);
+    let (head, _, passed) = restored(recover());
+    assert_eq!((head.id(), passed.len()), (Some(ids[2]), 0));
+    // One object fails for good and the others do not.
+    faults.set(Fault::Unreadable(format!("{:08}.seg", ids[2].seq)));
+    let (head, _, passed) = restored(recover());
+    assert_eq!((head.id(), passed[0].id), (Some(ids[1]), ids[2]));
+    assert!(passed[0].why.contains("others can be read"), "{passed:?}");
 }
 
 #[test]
