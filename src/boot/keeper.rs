@@ -173,7 +173,16 @@ async fn keep(
     // Either the state is back, or it is decided to go without it. In both cases the disk is the gateway's from here on.
     let early = tokio::select! {
         biased;
-        back = &mut found => back.ok(),
+        back = &mut found => match back {
+            Ok(back) => Some(back),
+            Err(_) => {
+                // Whatever is on the disk now is not known to be the agent's state.
+                let why = "the restore ended in a panic, which is a bug; the gateway is held back".to_owned();
+                tracing::error!("{why}");
+                events.emit(Event::StoreUnavailable { why });
+                return;
+            }
+        },
         Ok(()) = without => None,
         never = tell(&progress, &events) => match never {},
     };

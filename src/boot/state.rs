@@ -18,13 +18,16 @@ use crate::{
         history::{Generation, History},
         legacy::{self, LegacyError},
         recover::{RecoverError, Recovered, recover},
-        restore::{Progress, resume},
+        restore::{Progress, RestoreError, resume},
+        segment::reader::ReadError,
     },
     store::{StoreError, mounts},
 };
 
 /// Between looks at a store that is not there or does not answer. A change of the mounts is looked at once.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Between tries of what fails here, such as for want of room, each of which may copy all of the state.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What to bring back, and where to.
 pub struct Plan {
@@ -54,15 +57,29 @@ enum Trouble {
 }
 
 impl Trouble {
+    /// What the store holds is not known.
+    fn is_absence(&self) -> bool {
+        matches!(
+            self,
+            Trouble::Store(_)
+                | Trouble::Recover(RecoverError::Unknown(_))
+                | Trouble::Legacy(LegacyError::Store(_) | LegacyError::Read(ReadError::Store(_)))
+        )
+    }
+
     /// Waiting for the mount will not help, so there is no reason to wait before saying it.
     fn is_lasting(&self) -> bool {
-        match self {
-            Trouble::Store(StoreError::NotADirectory { .. } | StoreError::Denied { .. }) => true,
-            Trouble::Store(_)
-            | Trouble::Recover(RecoverError::Unknown(_))
-            | Trouble::Legacy(LegacyError::Store(_) | LegacyError::Read(_)) => false,
-            Trouble::Recover(_) | Trouble::Legacy(_) => true,
-        }
+        !self.is_absence()
+            || matches!(
+                self,
+                Trouble::Store(StoreError::NotADirectory { .. } | StoreError::Denied { .. })
+            )
+    }
+}
+
+impl From<RestoreError> for Trouble {
+    fn from(error: RestoreError) -> Trouble {
+        Trouble::Recover(RecoverError::Local(error))
     }
 }
 
@@ -72,14 +89,17 @@ impl Trouble {
 pub fn bring_back(plan: &Plan, events: &Events, go_without: impl FnOnce()) -> Found {
     let began = Instant::now();
     let mut away_since = None;
+    let mut told = String::new();
+    let mut pause = PAUSE;
     let mut go_without = Some(go_without);
     events.emit(Event::BootPhase { phase: Phase::Store });
-    if let Err(error) = resume(&plan.work) {
-        tracing::error!(%error, "an earlier restore was cut off and cannot be finished");
-    }
     loop {
         let trouble = match attempt(plan, events, go_without.is_none()) {
             Ok(found) => {
+                events.emit(Event::StoreAvailable {
+                    path: plan.store.dir.display().to_string(),
+                    durable: plan.store.durable,
+                });
                 if let Some(since) = away_since {
                     events.emit(Event::StoreRecovered {
                         away_ms: millis(Instant::elapsed(&since)),
@@ -91,28 +111,32 @@ pub fn bring_back(plan: &Plan, events: &Events, go_without: impl FnOnce()) -> Fo
         };
         tracing::debug!(%trouble, "the state is not back yet");
         let waited = began.elapsed() >= plan.store.wait;
-        if away_since.is_none() && (waited || trouble.is_lasting()) {
-            away_since = Some(Instant::now());
-            events.emit(Event::StoreUnavailable {
-                why: trouble.to_string(),
-            });
+        let why = trouble.to_string();
+        if why != told && (waited || trouble.is_lasting()) {
+            away_since.get_or_insert_with(Instant::now);
+            told.clone_from(&why);
+            events.emit(Event::StoreUnavailable { why });
         }
         if waited
             && !plan.store.required
+            && trouble.is_absence()
             && let Some(go) = go_without.take()
         {
             go();
         }
-        mounts::wait_for_change(PAUSE);
+        pause = if trouble.is_absence() {
+            PAUSE
+        } else {
+            LONGEST_PAUSE.min(2 * pause)
+        };
+        mounts::wait_for_change(pause);
     }
 }
 
 fn attempt(plan: &Plan, events: &Events, disk_is_live: bool) -> Result<Found, Trouble> {
+    // A restore that was cut off is finished before anything is started on the disk.
+    resume(&plan.work)?;
     let history = store::open(&plan.store)?;
-    events.emit(Event::StoreAvailable {
-        path: plan.store.dir.display().to_string(),
-        durable: plan.store.durable,
-    });
     if disk_is_live {
         return Ok(begin(history, Head::default()));
     }
@@ -139,15 +163,7 @@ fn attempt(plan: &Plan, events: &Events, disk_is_live: bool) -> Result<Found, Tr
                     why: newest.why.clone(),
                 });
             }
-            for root in &placed.unplaced {
-                tracing::error!(
-                    root,
-                    "this part of the snapshot has no place here, and was left out; `moltinit restore --to` writes it"
-                );
-            }
-            for aside in &placed.aside {
-                tracing::warn!(path = %aside.display(), "state that was there before the restore was moved aside");
-            }
+            placed.tell();
             events.emit(Event::StateRestored {
                 commit: head.id(),
                 files: placed.files,

@@ -227,31 +227,33 @@ fn a_file_in_the_stores_place_holds_the_gateway_until_it_is_gone() {
     event(&container, "store.recovered");
 }
 
-/// A file system that can be made read-only and writable again.
+/// A file system of its own.
 struct Volume(std::path::PathBuf);
 
 impl Volume {
-    fn mount(path: &Path) -> Volume {
+    fn mount(path: &Path, flags: MsFlags, options: &str) -> Volume {
         fs::create_dir_all(path).unwrap();
-        mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_RDONLY, None::<&str>).unwrap();
+        mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options)).unwrap();
         Volume(path.to_owned())
     }
+}
 
-    /// In the namespace of `container`, which has a copy of the mount.
-    fn make_writable_in(&self, container: &Container) {
-        let done = Command::new("nsenter")
-            .args([
-                "--mount",
-                "--target",
-                &container.init.to_string(),
-                "mount",
-                "-o",
-                "remount,rw",
-            ])
-            .arg(&self.0)
-            .status();
-        assert!(done.expect("nsenter (util-linux)").success());
-    }
+/// Runs a command in the mount namespace of `container`, which has a copy of every mount here.
+fn inside(container: &Container, command: &[&str], path: &Path) {
+    let target = container.init.to_string();
+    let done = Command::new("nsenter")
+        .args(["--mount", "--target", &target])
+        .args(command)
+        .arg(path)
+        .status();
+    assert!(done.expect("nsenter (util-linux)").success(), "{command:?}");
+}
+
+fn random(len: usize) -> Vec<u8> {
+    use std::io::Read;
+    let mut bytes = vec![0; len];
+    fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
+    bytes
 }
 
 impl Drop for Volume {
@@ -263,7 +265,7 @@ impl Drop for Volume {
 #[test]
 fn a_store_that_cannot_be_written_is_reported_and_nothing_is_claimed() {
     let disk = Disk::new();
-    let volume = Volume::mount(&disk.path("volume"));
+    let volume = Volume::mount(&disk.path("volume"), MsFlags::MS_RDONLY, "");
     let container = stand_in(&disk, &volume.0);
     container.wait_for("/healthz", PATIENCE);
     eventually("the gateway", PATIENCE, || {
@@ -275,7 +277,7 @@ fn a_store_that_cannot_be_written_is_reported_and_nothing_is_claimed() {
     assert!(why.contains("Read-only") || why.contains("permission"), "{why}");
     assert_eq!(container.status()["snapshots"]["last"], Value::Null);
 
-    volume.make_writable_in(&container);
+    inside(&container, &["mount", "-o", "remount,rw"], &volume.0);
     eventually("a commit", PATIENCE, || {
         container.status()["snapshots"]["last"]["commit"]
             .as_str()
@@ -283,8 +285,90 @@ fn a_store_that_cannot_be_written_is_reported_and_nothing_is_claimed() {
     });
     container.kill();
     let second = stand_in(&disk, &volume.0);
+    // It has a copy of the mount as it is here, and may have something to commit too.
+    inside(&second, &["mount", "-o", "remount,rw"], &volume.0);
     second.wait_for("/readyz", PATIENCE);
     assert_eq!(fs::read_to_string(disk.state().join("note")).unwrap(), "precious");
+}
+
+#[test]
+fn a_full_store_is_named_and_loses_nothing() {
+    let disk = Disk::new();
+    let volume = Volume::mount(&disk.path("volume"), MsFlags::empty(), "size=1m");
+    let container = stand_in(&disk, &volume.0);
+    container.wait_for("/readyz", PATIENCE);
+    fs::create_dir_all(disk.state()).unwrap();
+    fs::write(disk.state().join("note"), "small").unwrap();
+    let before = commit(&container);
+    let large = random(3 << 20);
+    fs::write(disk.state().join("large"), &large).unwrap();
+    let why = event(&container, "snapshot.failed")["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("full"), "{why}");
+    assert_eq!(container.status()["snapshots"]["last"]["commit"], before.as_str());
+
+    inside(&container, &["mount", "-o", "remount,size=32m"], &volume.0);
+    eventually("a commit", PATIENCE, || {
+        let last = container.status()["snapshots"]["last"]["commit"].clone();
+        (last != before.as_str()).then_some(())
+    });
+    container.kill();
+    let fresh = Disk::new();
+    let second = stand_in(&fresh, &volume.0);
+    second.wait_for("/readyz", PATIENCE);
+    assert_eq!(fs::read(fresh.state().join("large")).unwrap(), large);
+}
+
+#[test]
+fn what_appears_in_the_place_of_the_store_gets_nothing() {
+    let disk = Disk::new();
+    let volume = Volume::mount(&disk.path("volume"), MsFlags::empty(), "");
+    for (store, reason) in [
+        (disk.path("plain"), "mounted at"),
+        (volume.0.clone(), "not the store that was there"),
+    ] {
+        fs::create_dir_all(disk.state()).unwrap();
+        let container = stand_in(&disk, &store);
+        container.wait_for("/readyz", PATIENCE);
+        fs::write(disk.state().join("note"), "one").unwrap();
+        let before = commit(&container);
+        inside(&container, &["mount", "-t", "tmpfs", "other"], &store);
+        fs::write(disk.state().join("note"), "two").unwrap();
+        let why = event(&container, "snapshot.failed")["why"].as_str().unwrap().to_owned();
+        assert!(why.contains(reason), "{why}");
+        assert_eq!(container.status()["snapshots"]["last"]["commit"], before.as_str());
+        inside(&container, &["sh", "-c", r#"test -z "$(ls "$0")""#], &store);
+
+        inside(&container, &["umount"], &store);
+        eventually(format_args!("a commit; log: {container}"), PATIENCE, || {
+            let last = container.status()["snapshots"]["last"]["commit"].clone();
+            (last != before.as_str()).then_some(())
+        });
+        container.kill();
+        fs::remove_dir_all(disk.path("home")).unwrap();
+    }
+}
+
+#[test]
+fn a_disk_without_room_for_the_state_holds_the_gateway_until_it_has() {
+    let disk = Disk::new();
+    let store = disk.path("store");
+    let first = stand_in(&disk, &store);
+    first.wait_for("/readyz", PATIENCE);
+    fs::create_dir_all(disk.state()).unwrap();
+    let large = random(6 << 20);
+    fs::write(disk.state().join("large"), &large).unwrap();
+    commit(&first);
+    first.kill();
+
+    let small = Disk::new();
+    let home = Volume::mount(&small.path("home"), MsFlags::empty(), "size=4m");
+    let second = stand_in(&small, &store);
+    let why = event(&second, "store.unavailable")["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("has room for"), "{why}");
+    assert_eq!(second.status()["services"]["gateway"]["pid"], Value::Null);
+    inside(&second, &["mount", "-o", "remount,size=32m"], &home.0);
+    second.wait_for("/readyz", PATIENCE);
+    assert_eq!(fs::read(small.state().join("large")).unwrap(), large);
 }
 
 #[test]
@@ -337,6 +421,23 @@ fn foreign_cut_and_empty_objects_are_passed_over_and_named() {
         "{}",
         said(&output)
     );
+    second.kill();
+    // Beside what is found, it is said what was not.
+    forget_later_generations(&store, &cut);
+    let (store, to) = (store.to_str().unwrap(), fresh.path("to"));
+    let output = moltinit(&fresh, &[], &["snapshot", "verify", "--store", store]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    for passed in ["00000098 is passed over", "00000099 is passed over"] {
+        assert!(said(&output).contains(passed), "{}", said(&output));
+    }
+    let output = moltinit(
+        &fresh,
+        &[],
+        &["restore", "--store", store, "--to", to.to_str().unwrap()],
+    );
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("is passed over"), "{}", said(&output));
+    assert_eq!(fs::read_to_string(to.join("state/note")).unwrap(), "one");
 }
 
 fn find(dir: &Path, found: &mut Vec<std::path::PathBuf>) {
@@ -346,6 +447,22 @@ fn find(dir: &Path, found: &mut Vec<std::path::PathBuf>) {
             find(&path, found);
         } else {
             found.push(path);
+        }
+    }
+}
+
+/// Removes what a container has committed after the commit `id`.
+fn forget_later_generations(store: &Path, id: &str) {
+    for entry in fs::read_dir(store.join("default/v1")).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir()
+            && !entry
+                .file_name()
+                .to_str()
+                .unwrap()
+                .starts_with(id.split('-').next().unwrap())
+        {
+            fs::remove_dir_all(path).unwrap();
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Putting a commit's tree on the disk.
 //!
 //! Chunks are read in large ranges by a few threads, checked against their hashes and written into staging
-//! directories beside the targets. Only when all of it is there do the staged trees take the targets' places
-//! ([`swap`]); what was there moves aside, to a dated sibling.
+//! directories beside the targets ([`stage`]). Only when all of it is there do the staged trees take the targets' places
+//! ([`Staged::place`]); what was there moves aside, to a dated sibling.
 
+mod disk;
 mod plan;
 mod stage;
 mod swap;
@@ -33,9 +34,9 @@ use super::{
     segment::reader::ReadError,
 };
 use crate::store::mounts;
-pub use swap::resume;
+pub use swap::{is_unfinished, resume};
 
-/// Why a restore did not happen. The targets are as they were.
+/// Why a restore did not happen. The targets are as they were, but for [`RestoreError::Unfinished`].
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     #[error(transparent)]
@@ -46,6 +47,14 @@ pub enum RestoreError {
         path: PathBuf,
         source: io::Error,
     },
+    #[error("{} has room for {} MiB and the snapshot needs {}; make room, or give it a larger disk", dir.display(), free >> 20, needs.div_ceil(1 << 20))]
+    NoRoom { dir: PathBuf, needs: u64, free: u64 },
+    /// Some of what was there is aside and some of what is new is in place. Nothing may use the targets before
+    /// [`resume`] has worked.
+    #[error(
+        "{0}; the state is half-way from one snapshot to another, and nothing is started on it before that is over"
+    )]
+    Unfinished(Box<RestoreError>),
     #[error("{} is not empty; name a directory that is empty or does not exist", .0.display())]
     NotEmpty(PathBuf),
     #[error("{} is inside of {}; state and workspace have to be apart, or one root", .0.display(), .1.display())]
@@ -53,7 +62,7 @@ pub enum RestoreError {
 }
 
 impl RestoreError {
-    fn local(what: &'static str, path: &Path, source: io::Error) -> RestoreError {
+    pub fn local(what: &'static str, path: &Path, source: io::Error) -> RestoreError {
         RestoreError::Local {
             what,
             path: path.to_owned(),
@@ -81,6 +90,13 @@ pub struct Placed {
     pub unplaced: Vec<String>,
 }
 
+/// A tree that is on the disk beside the place where it goes, every byte of it checked.
+#[derive(Debug)]
+pub struct Staged {
+    moves: Vec<Move>,
+    placed: Placed,
+}
+
 /// Puts the tree of `head` in place of the directories in `targets`, each named with the root that goes there.
 ///
 /// `work` is a local directory of ours, the same at every boot, for the journal of the last step. A target whose
@@ -93,6 +109,16 @@ pub fn restore(
     progress: &Progress,
 ) -> Result<Placed, RestoreError> {
     resume(work)?;
+    stage(history, head, targets, progress)?.place(work)
+}
+
+/// Writes the tree of `head` beside `targets`, which stay as they are.
+pub fn stage(
+    history: &History,
+    head: &Head,
+    targets: &[(String, PathBuf)],
+    progress: &Progress,
+) -> Result<Staged, RestoreError> {
     let date = Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
     let mut moves = BTreeMap::new();
     for (root, target) in targets
@@ -113,16 +139,52 @@ pub fn restore(
         .iter()
         .map(|(root, step)| (*root, step.staged.as_path()))
         .collect();
+    disk::has_room(head, &staged)?;
     let unplaced = stage_all(history, head, &staged, progress)?;
-    let aside = swap::swap(head.id(), moves.into_values().collect(), work)?;
     let (files, bytes) = head.totals();
-    Ok(Placed {
-        commit: head.id(),
-        files,
-        bytes,
-        aside,
-        unplaced,
+    Ok(Staged {
+        moves: moves.into_values().collect(),
+        placed: Placed {
+            commit: head.id(),
+            files,
+            bytes,
+            aside: Vec::new(),
+            unplaced,
+        },
     })
+}
+
+impl Staged {
+    /// Moves what is there aside and this into its place: all of it, or on an error nothing.
+    pub fn place(self, work: &Path) -> Result<Placed, RestoreError> {
+        let aside = swap::swap(self.placed.commit, self.moves, work)?;
+        aside.iter().for_each(|aside| disk::thin(aside));
+        Ok(Placed { aside, ..self.placed })
+    }
+
+    /// Takes it away again.
+    pub fn discard(self) {
+        for step in &self.moves {
+            if let Err(error) = fs::remove_dir_all(&step.staged) {
+                tracing::warn!(path = %step.staged.display(), %error, "what was restored for nothing could not be removed");
+            }
+        }
+    }
+}
+
+impl Placed {
+    /// Says what of it is not as somebody may expect.
+    pub fn tell(&self) {
+        for root in &self.unplaced {
+            tracing::error!(
+                root,
+                "this part of the snapshot has no place here, and was left out; `moltinit restore --to` writes it"
+            );
+        }
+        for aside in &self.aside {
+            tracing::warn!(path = %aside.display(), "state that was there before the restore was moved aside");
+        }
+    }
 }
 
 /// Writes every root of the tree as a directory into `dir`, which is empty or does not exist.

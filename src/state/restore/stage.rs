@@ -9,10 +9,14 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{AtFlags, OFlag, openat},
     sys::{
         stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, mkdirat, utimensat},
@@ -30,6 +34,8 @@ pub struct Stage {
     root: OwnedFd,
     /// The directory last walked to: entries come in path order.
     last: Mutex<Option<(Vec<u8>, OwnedFd)>>,
+    /// An owner that this system does not know has been met and said.
+    disowned: AtomicBool,
 }
 
 const DIR: OFlag = OFlag::O_RDONLY
@@ -50,6 +56,7 @@ impl Stage {
             path: path.to_owned(),
             root,
             last: Mutex::new(None),
+            disowned: AtomicBool::new(false),
         })
     }
 
@@ -120,7 +127,11 @@ impl Stage {
         self.at("setting the attributes of", path, |dir, name| {
             if geteuid().is_root() {
                 let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-                fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                match fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW) {
+                    // Of a user namespace, or a file system without owners. The state is worth more than they are.
+                    Err(errno @ (Errno::EINVAL | Errno::EPERM)) => self.disown(path, entry, errno),
+                    done => done?,
+                }
             }
             if !matches!(entry.kind, Kind::Symlink { .. }) {
                 // What is here is ours and no link; following is what every kernel supports.
@@ -134,6 +145,15 @@ impl Stage {
             let mtime = TimeSpec::new(seconds, nanos);
             Ok(utimensat(dir, name, &mtime, &mtime, UtimensatFlags::NoFollowSymlink)?)
         })
+    }
+
+    fn disown(&self, path: &[u8], entry: &Entry, errno: Errno) {
+        if !self.disowned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                path = %self.path.join(OsStr::from_bytes(path)).display(), uid = entry.uid, gid = entry.gid, %errno,
+                "an owner cannot be given here; such files are ours from now on"
+            );
+        }
     }
 
     /// Calls `act` with the open directory that `path` is in, and its last part. The root itself is `.` in itself.

@@ -45,15 +45,25 @@ struct Journal {
     moves: Vec<Move>,
 }
 
-/// Carries out the moves. Returns where present state went to.
+/// Carries out the moves. Returns where present state went to. After an error the targets are as they were, unless it is
+/// [`RestoreError::Unfinished`].
 pub fn swap(commit: Option<CommitId>, moves: Vec<Move>, work: &Path) -> Result<Vec<PathBuf>, RestoreError> {
     let mut journal = Journal {
         commit,
         phase: Phase::Aside,
         moves,
     };
-    journal.write(work)?;
-    journal.finish(work)
+    journal.write(work).inspect_err(|_| journal.discard())?;
+    journal.finish(work).map_err(|error| match journal.phase {
+        Phase::Aside if journal.undo(work).is_ok() => error,
+        // What is in place already stays there: taken back, it could be taken for what was there before.
+        Phase::Aside | Phase::Place => RestoreError::Unfinished(Box::new(error)),
+    })
+}
+
+/// Whether a swap was begun and is not over.
+pub fn is_unfinished(work: &Path) -> bool {
+    work.join(JOURNAL).exists()
 }
 
 /// Finishes a swap that was cut off, and says which commit is in place now. Boot calls it before anything looks at
@@ -66,7 +76,9 @@ pub fn resume(work: &Path) -> Result<Option<CommitId>, RestoreError> {
     };
     let mut journal: Journal =
         serde_json::from_slice(&text).map_err(|error| RestoreError::local("reading", &path, error.into()))?;
-    journal.finish(work)?;
+    journal
+        .finish(work)
+        .map_err(|error| RestoreError::Unfinished(Box::new(error)))?;
     Ok(journal.commit)
 }
 
@@ -92,22 +104,48 @@ impl Journal {
                     .map_err(|source| RestoreError::local("moving aside", &step.target, source))?;
             }
             self.phase = Phase::Place;
-            self.write(work)?;
+            if let Err(error) = self.write(work) {
+                self.phase = Phase::Aside;
+                return Err(error);
+            }
         }
         for step in &self.moves {
             move_tree(&step.staged, &step.target, &[])
                 .map_err(|source| RestoreError::local("putting in place", &step.target, source))?;
         }
-        let journal = work.join(JOURNAL);
-        crash_point()
-            .and_then(|()| fs::remove_file(&journal))
-            .map_err(|source| RestoreError::local("removing", &journal, source))?;
+        remove(work)?;
         let asides = self.moves.iter().map(|step| step.aside.clone());
         // An empty directory that was in the way is nothing to keep; `remove_dir` refuses anything more.
         Ok(asides
             .filter(|aside| fs::remove_dir(aside).is_err() && fs::symlink_metadata(aside).is_ok())
             .collect())
     }
+
+    /// Brings back what was moved aside. Cut off, it may be called again, or everything finished after all.
+    fn undo(&self, work: &Path) -> Result<(), RestoreError> {
+        for step in &self.moves {
+            move_tree(&step.aside, &step.target, &[])
+                .map_err(|source| RestoreError::local("bringing back", &step.target, source))?;
+        }
+        // Not before the journal is gone: whoever finds it needs what is staged.
+        remove(work)?;
+        self.discard();
+        Ok(())
+    }
+
+    /// Removes what is staged. What is left of it is rubbish, which the next restore clears away.
+    fn discard(&self) {
+        for step in &self.moves {
+            let _ = fs::remove_dir_all(&step.staged);
+        }
+    }
+}
+
+fn remove(work: &Path) -> Result<(), RestoreError> {
+    let journal = work.join(JOURNAL);
+    crash_point()
+        .and_then(|()| fs::remove_file(&journal))
+        .map_err(|source| RestoreError::local("removing", &journal, source))
 }
 
 /// Moves `from` to `to` by renaming, or where that is refused (a mount point; a directory of an image's lower layer
@@ -189,17 +227,20 @@ mod tests {
     thread_local! {
         /// Steps until the process dies, for tests.
         static LEFT: Cell<u32> = const { Cell::new(u32::MAX) };
+        /// Steps until one fails, and only that one.
+        static FAULT: Cell<u32> = const { Cell::new(u32::MAX) };
         /// Renaming a directory is refused, as on overlayfs.
         static ONLY_FILES: Cell<bool> = const { Cell::new(false) };
     }
 
     pub fn crash_point() -> io::Result<()> {
-        let left = LEFT.get();
+        let (left, fault) = (LEFT.get(), FAULT.get());
         LEFT.set(left.saturating_sub(1));
-        if left == 0 {
-            Err(io::Error::other("killed"))
-        } else {
-            Ok(())
+        FAULT.set(fault.checked_sub(1).unwrap_or(u32::MAX));
+        match (left, fault) {
+            (0, _) => Err(io::Error::other("killed")),
+            (_, 0) => Err(Errno::ENOSPC.into()),
+            _ => Ok(()),
         }
     }
 
@@ -293,6 +334,50 @@ mod tests {
                 }
             }
             assert!(deaths > 5, "{deaths} deaths");
+        }
+    }
+
+    #[test]
+    fn after_a_fault_at_any_step_the_old_state_is_back_or_the_new_comes_with_the_next_try() {
+        for only_files in [false, true] {
+            let mut undone = 0;
+            for step in 0.. {
+                let dir = tempfile::tempdir().unwrap();
+                let work = dir.path().join("work");
+                let moves = prepare(dir.path());
+                let (old, new) = (
+                    words(&dir.path().join("state")),
+                    words(&dir.path().join("staged-state")),
+                );
+                ONLY_FILES.set(only_files);
+                FAULT.set(step);
+                let swapped = swap(None, moves, &work);
+                FAULT.set(u32::MAX);
+                let expected = match &swapped {
+                    Ok(_) => &new,
+                    Err(RestoreError::Unfinished(_)) => {
+                        resume(&work).unwrap();
+                        &new
+                    }
+                    Err(_) => {
+                        undone += 1;
+                        &old
+                    }
+                };
+                ONLY_FILES.set(false);
+                for root in ROOTS {
+                    assert_eq!(
+                        &words(&dir.path().join(root)),
+                        expected,
+                        "{root}, a fault at step {step}"
+                    );
+                }
+                assert!(!work.join(JOURNAL).exists(), "a fault at step {step}");
+                if swapped.is_ok() {
+                    break;
+                }
+            }
+            assert!(undone > 2, "{undone} undone");
         }
     }
 
