@@ -1,9 +1,15 @@
 //! A live restore: another commit in the place of the running state, and back again if the gateway does not come up
 //! on it.
+//!
+//! The gateway is held, not only stopped, from before its state is committed until the other is in place: whoever asks
+//! for it to start meanwhile has it started then.
 
 use std::{path::PathBuf, time::Duration};
 
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{
+    task::{JoinError, spawn_blocking},
+    time::{sleep, timeout},
+};
 use ulid::Ulid;
 
 use super::layout::Layout;
@@ -11,10 +17,12 @@ use crate::{
     report::control::Refusal,
     state::{
         engine::EngineHandle,
+        head::Head,
         history::History,
         model::CommitId,
-        restore::{Progress, RestoreError, restore},
+        restore::{Progress, RestoreError, Staged, is_unfinished, resume, stage},
         segment::reader::ReadError,
+        verify,
     },
     supervise::Handle,
 };
@@ -22,6 +30,8 @@ use crate::{
 const GATEWAY: &str = "gateway";
 /// For the gateway to become ready on what was restored: its own readiness probe gives it 180 s.
 const READY: Duration = Duration::from_secs(300);
+/// Between tries to finish what is half-way.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// What a live restore works on.
 pub struct Live {
@@ -38,34 +48,34 @@ impl Live {
     /// # Errors
     /// Why it was not done, or was undone again.
     pub async fn restore(&self, id: CommitId) -> Result<(), Refusal> {
-        let history = self.history.clone();
-        let known = spawn_blocking(move || history.info(id)).await.map_err(failed)?;
-        known.map_err(unreadable)?;
-        self.services.stop(GATEWAY).await.map_err(failed)?;
+        // While the gateway still runs: what cannot be restored is found out before anything is stopped.
+        let ready = self.stage(id).await?;
+        self.hold(id).await?;
         let before = match self.engine.commit_now().await {
             Ok(before) => before.map(|meta| meta.id),
             Err(error) => {
+                self.discard(ready).await;
                 self.start().await.map_err(failed)?;
                 return Err(Refusal::Store(format!(
                     "the state of now cannot be committed, so it stays: {error}"
                 )));
             }
         };
-        if let Err(refusal) = self.place(id).await {
+        if let Err(refusal) = self.place(ready).await {
             self.start().await.map_err(failed)?;
             return Err(refusal);
         }
-        let Err(why) = self.start().await else { return Ok(()) };
+        let Err(why) = self.start().await else {
+            return self.settle(id).await;
+        };
         let Some(before) = before else {
             return Err(Refusal::Failed(why));
         };
         tracing::error!(commit = %id, %why, "the gateway does not come up on what was restored; the state from before comes back");
-        let back = async {
-            self.services.stop(GATEWAY).await.map_err(failed)?;
-            self.place(before).await
-        };
-        back.await?;
+        let back = self.roll_back(before).await;
         let came_back = self.start().await;
+        back?;
+        self.settle(before).await?;
         Err(Refusal::Failed(match came_back {
             Ok(()) => format!("the gateway does not come up on {id} ({why}); the state from before is back"),
             Err(also) => format!(
@@ -74,53 +84,136 @@ impl Live {
         }))
     }
 
-    /// Puts a commit in place, and has what changes from then on committed as a generation that began from it.
-    async fn place(&self, id: CommitId) -> Result<(), Refusal> {
-        self.engine.pause().await.map_err(failed)?;
-        let (history, layout, work) = (self.history.clone(), self.layout.clone(), self.work.clone());
-        let placed = spawn_blocking(move || {
+    async fn roll_back(&self, before: CommitId) -> Result<(), Refusal> {
+        self.hold(before).await?;
+        let ready = self.stage(before).await?;
+        self.place(ready).await
+    }
+
+    /// Puts a commit on the disk, beside what is there.
+    async fn stage(&self, id: CommitId) -> Result<Ready, Refusal> {
+        let (history, layout) = (self.history.clone(), self.layout.clone());
+        let staged = spawn_blocking(move || {
             let head = history.load(id)?;
             let roots = layout.of_agent(&history, &head)?;
-            restore(&history, &head, &roots, &work, &Progress::default())?;
-            Ok::<_, RestoreError>((history.begin(Ulid::generate(), Some(id)), head))
+            let staged = stage(&history, &head, &roots, &Progress::default())?;
+            Ok::<_, RestoreError>(Ready { head, staged })
         });
-        match placed.await {
-            Ok(Ok(from)) => {
-                self.engine.resume(Some(from));
-                Ok(())
+        staged.await.map_err(failed)?.map_err(refusal)
+    }
+
+    async fn discard(&self, ready: Ready) {
+        let _ = spawn_blocking(move || ready.staged.discard()).await;
+    }
+
+    /// Puts what is staged in place, and has what changes from then on committed as a generation that began from it.
+    /// After an error everything goes on as before.
+    async fn place(&self, ready: Ready) -> Result<(), Refusal> {
+        self.engine.pause().await.map_err(failed)?;
+        let (history, work) = (self.history.clone(), self.work.clone());
+        let placed = spawn_blocking(move || {
+            let Ready { head, staged } = ready;
+            // Since it was read the store may have been thinned; from now on it is not.
+            if let Err(error) = verify::is_whole(&history, &head) {
+                staged.discard();
+                return Err(error.into());
             }
+            Ok::<_, RestoreError>((staged.place(&work).map(|placed| placed.tell()), head))
+        });
+        let (placed, head) = match placed.await {
+            Ok(Ok(done)) => done,
             Ok(Err(error)) => {
                 self.engine.resume(None);
-                Err(match error {
-                    RestoreError::Read(error) => unreadable(error),
-                    other => Refusal::Failed(other.to_string()),
-                })
+                return Err(refusal(error));
             }
-            Err(panicked) => {
+            Err(panicked) => return self.after_panic(panicked).await,
+        };
+        match placed {
+            Ok(()) => {}
+            Err(RestoreError::Unfinished(error)) => self.finish(&error).await,
+            Err(error) => {
                 self.engine.resume(None);
-                Err(failed(panicked))
+                return Err(refusal(error));
+            }
+        }
+        let generation = self.history.begin(Ulid::generate(), head.id());
+        self.engine.resume(Some((generation, head)));
+        Ok(())
+    }
+
+    /// Nothing may run or be committed on state that is half-way, however long that takes.
+    async fn finish(&self, error: &RestoreError) {
+        let mut why = error.to_string();
+        loop {
+            tracing::error!(%why, "a restore is half-way; the gateway is held until it is finished");
+            sleep(AGAIN).await;
+            let work = self.work.clone();
+            match spawn_blocking(move || resume(&work)).await {
+                Ok(Ok(_)) => return,
+                Ok(Err(error)) => why = error.to_string(),
+                Err(panicked) => why = panicked.to_string(),
             }
         }
     }
 
-    /// Starts the gateway and waits until it is ready.
+    /// What was put in place is not known. It is either as before or can be finished, and is committed as it is then.
+    async fn after_panic(&self, panicked: JoinError) -> Result<(), Refusal> {
+        if is_unfinished(&self.work) {
+            self.finish(&RestoreError::local(
+                "restoring",
+                &self.work,
+                std::io::Error::other(panicked.to_string()),
+            ))
+            .await;
+        }
+        self.engine.resume(None);
+        Err(failed(panicked))
+    }
+
+    /// Returns when a boot would follow what is in place now.
+    async fn settle(&self, id: CommitId) -> Result<(), Refusal> {
+        let committed = self.engine.commit_now().await;
+        committed.map(drop).map_err(|error| {
+            Refusal::Store(format!(
+                "{id} is in place, but the store has not taken that yet, and a container that starts now goes on with \
+                 the state from before: {error}"
+            ))
+        })
+    }
+
+    async fn hold(&self, id: CommitId) -> Result<(), Refusal> {
+        let why = format!("snapshot {id} is being put in the place of its state");
+        self.services.hold(GATEWAY, &why).await.map_err(failed)
+    }
+
+    /// Lets the gateway go and waits until it is ready.
     async fn start(&self) -> Result<(), String> {
-        match timeout(READY, self.services.start(GATEWAY)).await {
+        let started = async {
+            self.services.release(GATEWAY).await?;
+            self.services.start(GATEWAY).await
+        };
+        match timeout(READY, started).await {
             Ok(started) => started.map_err(|error| error.to_string()),
             Err(_) => Err(format!("it was not ready within {} s", READY.as_secs())),
         }
     }
 }
 
+/// A commit that only has to be put in place.
+struct Ready {
+    head: Head,
+    staged: Staged,
+}
+
 fn failed(error: impl std::fmt::Display) -> Refusal {
     Refusal::Failed(error.to_string())
 }
 
-fn unreadable(error: ReadError) -> Refusal {
+fn refusal(error: RestoreError) -> Refusal {
     let why = error.to_string();
     match error {
-        ReadError::Store(error) if error.is_not_found() => Refusal::NotFound(why),
-        ReadError::Store(_) => Refusal::Store(why),
+        RestoreError::Read(ReadError::Store(error)) if error.is_not_found() => Refusal::NotFound(why),
+        RestoreError::Read(ReadError::Store(_)) => Refusal::Store(why),
         _ => Refusal::Failed(why),
     }
 }

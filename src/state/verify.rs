@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{
     fetch::{self, Fetcher, Read},
+    head::Head,
     history::History,
     model::{Chunk, CommitId},
     parallel,
@@ -68,6 +69,12 @@ pub fn verify(history: &History, ids: &[CommitId], progress: &Progress) -> Resul
     })?;
     let flaws = flaws.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(flaws.into_iter().map(|(id, why)| Flaw { id, why }).collect())
+}
+
+/// Fails unless every object that a tree needs is there, without reading more of them than their ends.
+pub fn is_whole(history: &History, head: &Head) -> Result<(), ReadError> {
+    let needed: Vec<CommitId> = head.needs().into_iter().collect();
+    parallel::for_each(&needed, || |id: &CommitId| history.info(*id).map(drop))
 }
 
 /// What is wrong with any of some chunks, if anything is.

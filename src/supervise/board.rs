@@ -81,6 +81,13 @@ impl Board {
             .get(name)
             .is_none_or(|view| view.state == ServiceState::Stopped)
     }
+
+    /// Nothing of it runs, and nothing will before somebody changes that.
+    pub fn is_down(&self, name: &str) -> bool {
+        self.services
+            .get(name)
+            .is_none_or(|view| matches!(view.state, ServiceState::Stopped | ServiceState::Held))
+    }
 }
 
 /// The board that is written on and watched.

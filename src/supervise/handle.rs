@@ -110,12 +110,14 @@ impl Handle {
     }
 
     /// Keeps a service down, ending it if it is up, until it is [released](Self::release); nobody's `start` changes
-    /// that.
+    /// that. Comes back when nothing of it is left.
     ///
     /// # Errors
     /// There is none of that name.
     pub async fn hold(&self, name: &str, why: &str) -> Result<(), CommandError> {
-        self.tell(name, Input::Hold(why.to_owned())).await
+        self.tell(name, Input::Hold(why.to_owned())).await?;
+        board::until(&self.0.common.board, |board| board.is_down(name).then_some(())).await;
+        Ok(())
     }
 
     /// Lets a service start again that was held, by whomever.

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::support::{
     PATIENCE,
-    container::{Disk, stand_in, with_gateway},
+    container::{Disk, commit, stand_in, with_gateway},
     eventually,
 };
 
@@ -246,6 +246,26 @@ fn the_history_is_listed_shown_compared_verified_and_restored() {
     assert!(text(&disk, &["snapshot", "verify", "--all"]).contains(" 0 flaw"));
     run(&disk, &["snapshot", "prune"]);
 
+    let time = |id: &str| {
+        let of = listed["snapshots"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|meta| meta["id"] == id);
+        of.unwrap()["time"].as_str().unwrap().to_owned()
+    };
+    for (at, content) in [(&one, "one"), (&two, "two")] {
+        let to = disk.path(&format!("at-{content}"));
+        run(&disk, &["restore", "--at", &time(at), "--to", to.to_str().unwrap()]);
+        assert_eq!(fs::read_to_string(to.join("state/note")).unwrap(), content);
+    }
+    let early = disk
+        .command(&["snapshot", "show", "--at", "2020-01-01T00:00:00Z"])
+        .output()
+        .unwrap();
+    assert_eq!(early.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&early.stderr).contains("no snapshot from 2020"));
+
     let to = disk.path("restored");
     run(&disk, &["restore", &one, "--to", to.to_str().unwrap()]);
     assert_eq!(fs::read_to_string(to.join("state/note")).unwrap(), "one");
@@ -266,4 +286,53 @@ fn the_history_is_listed_shown_compared_verified_and_restored() {
         "a branch of its own"
     );
     assert_eq!(json(&disk, &["status"])["ready"], true);
+}
+
+#[test]
+fn a_live_restore_holds_whatever_is_killed_after_it_and_one_that_does_not_come_up_is_undone() {
+    let disk = Disk::new();
+    let store = disk.path("store");
+    // A gateway that does not start on a bad note.
+    let gateway = r#"["sh", "-c", "grep -q bad $HOME/.openclaw/note && exit 1; exec sleep 100000"]
+        crash_loop = { restarts = 2, within = "2m" }"#;
+    let container = with_gateway(&disk, &store, gateway);
+    container.wait_for("/readyz", PATIENCE);
+    let note = disk.state().join("note");
+    fs::create_dir_all(disk.state()).unwrap();
+    let [good, bad, newest] = ["good", "bad", "newest"].map(|text| {
+        fs::write(&note, text).unwrap();
+        commit(&container)
+    });
+
+    let undone = disk.command(&["restore", &bad, "--live"]).output().unwrap();
+    assert_eq!(undone.status.code(), Some(1), "{undone:?}");
+    let said = String::from_utf8_lossy(&undone.stderr).into_owned();
+    assert!(said.contains("the state from before is back"), "{said}");
+    assert_eq!(fs::read_to_string(&note).unwrap(), "newest");
+    container.wait_for("/readyz", PATIENCE);
+    container.kill();
+
+    // What was undone is undone for the next container too.
+    let after = |disk: &Disk| {
+        let container = with_gateway(disk, &store, gateway);
+        container.wait_for("/readyz", PATIENCE);
+        container
+    };
+    fs::remove_dir_all(disk.path("home")).unwrap();
+    let container = after(&disk);
+    assert_eq!(fs::read_to_string(&note).unwrap(), "newest");
+    run(&disk, &["restore", &good, "--live"]);
+    container.kill();
+    fs::remove_dir_all(disk.path("home")).unwrap();
+    let _container = after(&disk);
+    assert_eq!(fs::read_to_string(&note).unwrap(), "good");
+    let listed = json(&disk, &["snapshot", "list"]);
+    let kept = |id: &str| {
+        listed["snapshots"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|meta| meta["id"] == id)
+    };
+    assert!(kept(&newest) && kept(&bad), "{listed}");
 }

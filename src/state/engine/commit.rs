@@ -154,7 +154,7 @@ impl Engine {
             skipped,
             ..
         } = captured;
-        if delta.upsert.is_empty() && delta.remove.is_empty() {
+        if delta.upsert.is_empty() && delta.remove.is_empty() && !self.branched {
             self.next = Some(id);
         } else {
             let before = self.head.totals();
@@ -235,6 +235,7 @@ impl Engine {
         self.history.commit(&segment)?;
         let (meta, stored_bytes, record) = (segment.meta().clone(), segment.size(), Record::of(&segment));
         self.head.advance(segment);
+        self.branched = false;
         self.upkeep.committed(meta.id, record, self.own());
         self.say_committed(&meta, stored_bytes, began);
         self.last = Some(meta);

@@ -103,6 +103,7 @@ pub fn start(
         finishing: None,
         paused: false,
         first: true,
+        branched: false,
         last: None,
         away: None,
         missing: Vec::new(),
@@ -153,6 +154,8 @@ struct Engine {
     paused: bool,
     /// Nothing has been captured yet in this generation.
     first: bool,
+    /// The generation began from a live restore, and has no commit yet: a boot follows it only once it has one.
+    branched: bool,
     last: Option<Meta>,
     /// Since when the store is not available.
     away: Option<Instant>,
@@ -288,6 +291,7 @@ impl Engine {
                 if let Some((generation, head)) = restored.map(|restored| *restored) {
                     (self.generation, self.next, self.head) = (generation, None, head);
                     (self.memory, self.first, self.last) = (Memory::default(), true, None);
+                    self.branched = true;
                     // The one before watches what was moved aside.
                     self.watch = watch(&self.wake);
                 }

@@ -394,6 +394,23 @@ fn a_pause_commits_nothing_and_forgets_nothing() {
 }
 
 #[test]
+fn a_live_restore_is_committed_even_where_nothing_differs() {
+    let kit = Kit::new();
+    kit.write("a", "1");
+    let live = Live::start(kit);
+    let before = live.commit().id;
+    live.runtime.block_on(live.engine.pause()).unwrap();
+    let history = live.kit.history.clone();
+    let generation = history.begin(ulid::Ulid::generate(), Some(before));
+    let began = generation.id();
+    live.engine.resume(Some((generation, history.load(before).unwrap())));
+    let branch = live.commit().id;
+    assert_eq!(branch.generation, began);
+    assert_eq!(live.kit.reopened().restorable().unwrap(), [branch, before]);
+    assert_eq!(live.commit().id, branch, "once is enough");
+}
+
+#[test]
 fn what_cannot_be_captured_is_named_and_stops_nothing() {
     let kit = Kit::new();
     kit.write("good", "1");
