@@ -6,11 +6,11 @@ use anyhow::anyhow;
 use clap::Args;
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
-use super::failure::Failure;
+use super::{failure::Failure, show};
 use crate::{
     boot::store,
     config::Config,
-    state::{history::History, model::CommitId},
+    state::{history::History, model::CommitId, restore::RestoreError, segment::reader::ReadError},
 };
 
 /// Where to look. These commands need no running supervisor.
@@ -45,42 +45,82 @@ impl Where {
     }
 }
 
+/// Stands for the newest commit.
+const LATEST: &str = "latest";
+
 /// Which commit.
 #[derive(Debug, Args)]
 pub struct Which {
     /// Its id, from `moltinit snapshot list`, or `latest`
-    #[arg(value_name = "ID", default_value = "latest")]
+    #[arg(value_name = "ID", default_value = LATEST)]
     id: String,
     /// The newest that was made at this time or before, e.g. 2026-11-23T09:30:00Z; without a zone, local time
     #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "id")]
     at: Option<Timestamp>,
 }
 
-impl Which {
-    pub fn find(&self, history: &History) -> Result<CommitId, Failure> {
-        match self.at {
-            Some(time) => history.at(time)?.ok_or_else(|| {
-                anyhow!("there is no snapshot from {time} or before; see `moltinit snapshot list`").into()
-            }),
-            None => find(history, &self.id),
-        }
-    }
+/// A commit, and what was made of it.
+pub struct Chosen<T> {
+    pub id: CommitId,
+    pub made: T,
+    /// What was said of newer ones that could not be used.
+    pub passed: Vec<String>,
 }
 
-/// The commit of that id, or the newest for `latest`.
-pub fn find(history: &History, id: &str) -> Result<CommitId, Failure> {
-    if id != "latest" {
-        return id.parse().map_err(|error| Failure::new(2, anyhow::Error::new(error)));
-    }
-    // The newest that can be read: one being written, or cut off, is passed over.
-    for id in history.restorable()? {
-        match history.info(id) {
-            Ok(_) => return Ok(id),
-            Err(error) if error.damage().is_some() => {}
-            Err(error) => return Err(error.into()),
+impl Which {
+    /// The commit of that id, or the newest for `latest`.
+    pub fn named(id: &str) -> Which {
+        Which {
+            id: id.to_owned(),
+            at: None,
         }
     }
-    Err(anyhow!("there is no snapshot in {}", history.store().root().display()).into())
+
+    pub fn find(&self, history: &History) -> Result<CommitId, Failure> {
+        Ok(self.first(history, |_| Ok(()))?.id)
+    }
+
+    /// The commit of that id; or else the newest that fits and is not damaged, as far as `make` looks at it, and it is
+    /// said which are passed over.
+    pub fn first<T>(
+        &self,
+        history: &History,
+        make: impl Fn(CommitId) -> Result<T, RestoreError>,
+    ) -> Result<Chosen<T>, Failure> {
+        let mut passed = Vec::new();
+        if self.at.is_none() && self.id != LATEST {
+            let id = self
+                .id
+                .parse()
+                .map_err(|error| Failure::new(2, anyhow::Error::new(error)))?;
+            let made = make(id)?;
+            return Ok(Chosen { id, made, passed });
+        }
+        for id in history.restorable()? {
+            let tried = history.info(id).map_err(RestoreError::Read).and_then(|(info, _)| {
+                let fits = self.at.is_none_or(|at| info.meta.time <= at);
+                fits.then(|| make(id)).transpose()
+            });
+            match tried {
+                Ok(Some(made)) => {
+                    passed.iter().for_each(|why| show::remark(why));
+                    return Ok(Chosen { id, made, passed });
+                }
+                // Neither do those fit that came after it.
+                Ok(None) => passed.clear(),
+                Err(RestoreError::Read(error @ ReadError::Damaged { .. })) => {
+                    passed.push(format!("{id} is passed over: {error}"));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        passed.iter().for_each(|why| show::remark(why));
+        Err(match self.at {
+            Some(time) => anyhow!("there is no snapshot from {time} or before; see `moltinit snapshot list`"),
+            None => anyhow!("there is no snapshot in {}", history.store().root().display()),
+        }
+        .into())
+    }
 }
 
 fn time(text: &str) -> Result<Timestamp, String> {

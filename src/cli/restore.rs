@@ -2,6 +2,7 @@
 
 use std::{
     io::IsTerminal,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::atomic::Ordering,
     thread,
@@ -13,14 +14,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
     failure::Failure,
-    history::{Where, Which},
+    history::{Chosen, Where, Which},
     show,
     talk::{done, talk},
 };
 use crate::state::{
     history::History,
     model::CommitId,
-    restore::{Progress, restore_into_empty_dir},
+    restore::{Placed, Progress, RestoreError, restore_into_empty_dir},
 };
 
 /// Write a snapshot into an empty directory, or put it in the place of the live state
@@ -48,21 +49,27 @@ struct Target {
 impl Restore {
     pub fn run(self, file: Option<&Path>) -> Result<(), Failure> {
         let history = self.place.open(file)?;
-        let id = self.which.find(&history)?;
         match self.target.to {
-            Some(dir) => write(&history, id, &dir),
+            Some(dir) => {
+                let Chosen { id, made: placed, .. } = self.which.first(&history, |id| write(&history, id, &dir))?;
+                let (files, bytes) = (placed.files, show::bytes(placed.bytes));
+                Ok(show::line(format_args!(
+                    "{id}: {files} files, {bytes} in {}",
+                    dir.display()
+                ))?)
+            }
             None => {
-                let path = format!("/snapshots/{id}/restore");
+                let path = format!("/snapshots/{}/restore", self.which.find(&history)?);
                 talk(file, async |client| done(&client.post_and_wait(&path).await?))
             }
         }
     }
 }
 
-fn write(history: &History, id: CommitId, dir: &Path) -> Result<(), Failure> {
+fn write(history: &History, id: CommitId, dir: &Path) -> Result<Placed, RestoreError> {
     let head = history.load(id)?;
     let progress = Progress::default();
-    let done = thread::scope(|scope| {
+    thread::scope(|scope| {
         let work = scope.spawn(|| restore_into_empty_dir(history, &head, dir, &progress));
         if std::io::stderr().is_terminal() {
             let style = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
@@ -74,13 +81,6 @@ fn write(history: &History, id: CommitId, dir: &Path) -> Result<(), Failure> {
             }
             bar.finish_and_clear();
         }
-        work.join()
-    });
-    let placed = done.map_err(|_| anyhow::anyhow!("the restore ended in a panic; this is a bug"))??;
-    Ok(show::line(format_args!(
-        "{id}: {} files, {} in {}",
-        placed.files,
-        show::bytes(placed.bytes),
-        dir.display()
-    ))?)
+        work.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{
     failure::Failure,
-    history::{Where, Which, find},
+    history::{Where, Which},
     show,
     talk::talk,
 };
@@ -181,7 +181,8 @@ fn check(which: &Which, all: bool, place: Where, json: bool, file: Option<&Path>
                 .collect(),
         )
     } else {
-        (vec![which.find(&history)?], Vec::new())
+        let chosen = which.first(&history, |_| Ok(()))?;
+        (vec![chosen.id], chosen.passed)
     };
     let found = verify(&history, &ids, &Progress::default())?;
     flaws.extend(found.into_iter().map(|flaw| format!("{}: {}", flaw.id, flaw.why)));
@@ -220,7 +221,8 @@ fn prune(place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
 
 fn changes(old: &str, new: &str, place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
     let history = place.open(file)?;
-    let (old, new) = (history.load(find(&history, old)?)?, history.load(find(&history, new)?)?);
+    let load = |id| Ok::<_, Failure>(history.load(Which::named(id).find(&history)?)?);
+    let (old, new) = (load(old)?, load(new)?);
     let changes = diff(old.tree(), new.tree());
     if json {
         let changes = changes

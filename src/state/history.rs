@@ -471,18 +471,6 @@ impl History {
         problems.sort_by(|a, b| a.object.cmp(&b.object));
         Ok((listed, problems))
     }
-
-    /// The newest commit of the line that was made at `time` or before.
-    pub fn at(&self, time: Timestamp) -> Result<Option<CommitId>, ReadError> {
-        for id in self.restorable()? {
-            match self.info(id) {
-                Ok((info, _)) if info.meta.time <= time => return Ok(Some(id)),
-                Ok(_) | Err(ReadError::Damaged { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
-    }
 }
 
 /// The time in a ULID.
