@@ -1,32 +1,28 @@
 //! Taking over plain backups, as moltworker's cron job left them in the bucket.
 //!
-//! A backup is looked for by its layout, copied to the local disk, and committed as the first snapshot of an empty
-//! history. From there on it is restored like any other; the backup itself is only ever read.
+//! A backup is looked for by its layout, copied to the local disk ([`copy`]), and committed as the first snapshot of an
+//! empty history. From there on it is restored like any other; the backup itself is only ever read.
+
+mod copy;
 
 use std::{
     collections::BTreeSet,
-    ffi::OsStr,
-    fs::{self, File},
-    io::{self, Write},
-    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    fs, io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError, atomic::Ordering},
-    time::SystemTime,
 };
 
 use jiff::Timestamp;
 use ulid::Ulid;
 
+use self::copy::{Copied, Copier};
 use super::{
     capture::{self, Captured, Memory},
     changes::Changes,
     head::Head,
     history::History,
     model::{CommitId, Meta, Reason},
-    parallel,
     restore::Progress,
     segment::{SegmentError, SegmentWriter, reader::ReadError},
-    walk::Root,
     watch::Watch,
 };
 use crate::store::{Store, StoreError};
@@ -48,9 +44,6 @@ const WORKSPACES: [&str; 2] = ["workspace", "clawd"];
 const SKILLS: &str = "skills";
 /// Says when the backup was made, and that it is one.
 const MARKER: &str = ".last-sync";
-
-/// Bytes copied at once.
-const STEP: u64 = 4 << 20;
 
 /// Why a backup was not taken over. The store is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -134,8 +127,9 @@ pub fn import(
         _ => Ok(()),
     };
     clear()?;
-    let done =
-        copy(from, backup, &dir, is_apart, progress).and_then(|roots| commit(history, roots, &work.join("spool")));
+    let done = Copier::new(from, progress)
+        .copy(backup, &dir, is_apart)
+        .and_then(|copied| commit(history, copied, &work.join("spool")));
     clear()?;
     done
 }
@@ -147,134 +141,9 @@ fn local(path: &Path, source: io::Error) -> LegacyError {
     }
 }
 
-/// Copies to `dir`, a directory for each root of a snapshot.
-fn copy(
-    from: &Store,
-    backup: &Backup,
-    dir: &Path,
-    is_apart: &dyn Fn(Option<&[u8]>) -> bool,
-    progress: &Progress,
-) -> Result<Vec<Root>, LegacyError> {
-    let state = dir.join("state");
-    make(&state)?;
-    if let Some((name, config)) = &backup.state {
-        let nothing = BTreeSet::new();
-        let but = if name.is_empty() { &backup.beside } else { &nothing };
-        copy_dir(from, name, &state, but, progress)?;
-        let (old, new) = (state.join(config), state.join(CONFIG));
-        if old.exists() && !new.exists() {
-            fs::rename(&old, &new).map_err(|error| local(&old, error))?;
-        }
-    }
-    let mut roots = vec![Root {
-        name: "state".into(),
-        path: state.clone(),
-    }];
-    if backup.workspace.is_none() && !backup.skills {
-        return Ok(roots);
-    }
-    let config = fs::read(state.join(CONFIG)).ok();
-    let workspace = if is_apart(config.as_deref()) {
-        let path = dir.join("workspace");
-        roots.push(Root {
-            name: "workspace".into(),
-            path: path.clone(),
-        });
-        path
-    } else {
-        state.join("workspace")
-    };
-    make(&workspace)?;
-    if let Some(name) = &backup.workspace {
-        copy_dir(from, name, &workspace, &BTreeSet::new(), progress)?;
-    }
-    if backup.skills {
-        copy_dir(from, SKILLS, &workspace.join(SKILLS), &BTreeSet::new(), progress)?;
-    }
-    Ok(roots)
-}
-
-fn make(dir: &Path) -> Result<(), LegacyError> {
-    let make = || {
-        fs::create_dir_all(dir)?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
-    };
-    make().map_err(|error| local(dir, error))
-}
-
-/// Copies what is in a directory of the store, but for some names at its top, into `to`.
-fn copy_dir(
-    from: &Store,
-    name: &str,
-    to: &Path,
-    but: &BTreeSet<String>,
-    progress: &Progress,
-) -> Result<(), LegacyError> {
-    let mut dirs = vec![(name.to_owned(), to.to_owned())];
-    let mut files = Vec::new();
-    // Level by level, each level's directories at the same time.
-    while !dirs.is_empty() {
-        let next = Mutex::new((Vec::new(), Vec::new()));
-        parallel::for_each(&dirs, || {
-            |(dir, to): &(String, PathBuf)| {
-                make(to)?;
-                for item in from.list(dir)? {
-                    if (dir == name && but.contains(&item.name)) || item.name == MARKER {
-                        continue;
-                    }
-                    let path = if dir.is_empty() {
-                        item.name.clone()
-                    } else {
-                        format!("{dir}/{}", item.name)
-                    };
-                    let pair = (path, to.join(OsStr::from_bytes(item.name.as_bytes())));
-                    let (dirs, files) = &mut *next.lock().unwrap_or_else(PoisonError::into_inner);
-                    if item.is_dir { dirs } else { files }.push(pair);
-                }
-                Ok::<_, LegacyError>(())
-            }
-        })?;
-        let (below, more) = next.into_inner().unwrap_or_else(PoisonError::into_inner);
-        dirs = below;
-        files.extend(more);
-    }
-    parallel::for_each(&files, || {
-        |(path, to): &(String, PathBuf)| copy_file(from, path, to, progress)
-    })
-}
-
-fn copy_file(from: &Store, name: &str, to: &Path, progress: &Progress) -> Result<(), LegacyError> {
-    let object = match from.get(name) {
-        Ok(object) if object.meta().is_file() => object,
-        Ok(_) => return Ok(()),
-        // Deleted since it was listed, or a link, which no backup of ours holds.
-        Err(StoreError::NotFound { .. }) => return Ok(()),
-        Err(StoreError::Io { source, .. }) if source.raw_os_error() == Some(nix::libc::ELOOP) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    let mut file = File::create_new(to).map_err(|error| local(to, error))?;
-    progress.total.fetch_add(object.len(), Ordering::Relaxed);
-    let mut at = 0;
-    while at < object.len() {
-        let bytes = object.read(at..at + STEP)?;
-        if bytes.is_empty() {
-            let source = io::Error::new(io::ErrorKind::UnexpectedEof, "the backup's file ends before its end");
-            return Err(local(to, source));
-        }
-        file.write_all(&bytes).map_err(|error| local(to, error))?;
-        at += bytes.len() as u64;
-        progress.done.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-    }
-    // A bucket knows little of modes: nobody else is to read this, and a script stays one.
-    let mode = 0o600 | (object.meta().permissions().mode() & 0o100);
-    let modified = object.meta().modified().unwrap_or(SystemTime::UNIX_EPOCH);
-    fs::set_permissions(to, fs::Permissions::from_mode(mode))
-        .and_then(|()| file.set_modified(modified))
-        .map_err(|error| local(to, error))
-}
-
 /// Commits directories that nobody else uses as the first snapshot.
-fn commit(history: &History, roots: Vec<Root>, spool: &Path) -> Result<CommitId, LegacyError> {
+fn commit(history: &History, copied: Copied, spool: &Path) -> Result<CommitId, LegacyError> {
+    let Copied { roots, left_out } = copied;
     let mut generation = history.begin(Ulid::generate(), None);
     let id = generation.next_id();
     let head = Head::default();
@@ -294,7 +163,7 @@ fn commit(history: &History, roots: Vec<Root>, spool: &Path) -> Result<CommitId,
         files: 0,
         bytes: 0,
         suspicious: None,
-        warnings: memory.warnings(&update),
+        warnings: left_out.into_iter().chain(memory.warnings(&update)).collect(),
     };
     let segment = writer.finish(meta, delta)?;
     history.commit(&segment)?;
@@ -303,6 +172,8 @@ fn commit(history: &History, roots: Vec<Root>, spool: &Path) -> Result<CommitId,
 
 #[cfg(test)]
 mod tests {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
     use super::*;
     use crate::{
         state::{
@@ -406,6 +277,7 @@ mod tests {
         assert!(after.eq(before.into_iter().filter(|(path, ..)| of_backup(path))));
         let (info, _) = bucket.history().info(id).unwrap();
         assert_eq!((info.meta.reason, info.meta.files), (Reason::Import, 4));
+        assert!(info.meta.warnings.is_empty(), "{:?}", info.meta.warnings);
         let expected = [
             ("state/agents/main/sessions/a.jsonl", "line\n"),
             ("state/openclaw.json", "{}"),
@@ -468,7 +340,15 @@ mod tests {
         std::os::unix::fs::symlink(&secret, bucket.path("bucket/openclaw/link")).unwrap();
         std::os::unix::fs::symlink(bucket.path(""), bucket.path("bucket/openclaw/dir")).unwrap();
         nix::unistd::mkfifo(&bucket.path("bucket/openclaw/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        bucket.import(true).unwrap().unwrap();
+        fs::write(bucket.path("bucket/openclaw").join(OsStr::from_bytes(b"odd-\xff")), "1").unwrap();
+        let id = bucket.import(true).unwrap().unwrap();
         assert_eq!(bucket.restored(), expect(&[("state/openclaw.json", "{}")]));
+        let warnings = bucket.history().info(id).unwrap().0.meta.warnings;
+        for name in ["openclaw/link", "openclaw/dir", "openclaw/pipe", "openclaw/odd-"] {
+            assert!(
+                warnings.iter().any(|line| line.starts_with(name)),
+                "{name} in {warnings:?}"
+            );
+        }
     }
 }
