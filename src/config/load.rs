@@ -126,6 +126,7 @@ pub fn load(file: Option<&str>, env: Env, machine: &Machine) -> Result<Config, P
         }),
     };
 
+    nested(&mut settings, &state_dir, workspace.as_ref(), &data_dir, &store.dir);
     let mask = Mask::new(settings.secrets(&services));
     warnings.extend(too_short(&settings));
     let mut problems = settings.problems;
@@ -208,6 +209,53 @@ fn callback(settings: &Settings<'_>) -> Callback {
         url,
         named: named.unwrap_or_else(|| names::variable("callback_url")),
         secret: settings.secret("callback_secret"),
+    }
+}
+
+/// What is restored in one piece cannot be within another: the state, a workspace unless it is part of the state, and
+/// our own data. Nor can the store be in any of them.
+fn nested(settings: &mut Settings<'_>, state: &Path, workspace: Option<&Workspace>, data: &Path, store: &Path) {
+    let within = |inner: &Path, outer: &Path| inner.starts_with(outer);
+    let mut problem = |key: &str, inner: &Path, outer: &str, place: &Path| {
+        let (inner, place) = (inner.display(), place.display());
+        settings.problem(
+            key,
+            format!("{inner} is inside of {outer} ({place}); the two have to be apart"),
+        );
+    };
+    if within(data, state) {
+        problem("data_dir", data, "the gateway's state", state);
+    }
+    if within(state, data) {
+        problem("state_dir", state, "moltinit's own data", data);
+    }
+    if within(store, state) {
+        problem("store", store, "the gateway's state", state);
+    }
+    if within(store, data) {
+        problem("store", store, "moltinit's own data", data);
+    }
+    let Some(Workspace::Named(workspace)) = workspace else {
+        return;
+    };
+    if within(workspace, data) {
+        problem("workspace", workspace, "moltinit's own data", data);
+    }
+    for (what, inner) in [
+        ("state is", state),
+        ("store is", store),
+        ("moltinit's own data is", data),
+    ] {
+        if within(inner, workspace) && inner != workspace {
+            settings.problem(
+                "workspace",
+                format!(
+                    "{} cannot be it: the {what} inside of it, in {}",
+                    workspace.display(),
+                    inner.display()
+                ),
+            );
+        }
     }
 }
 
@@ -503,6 +551,32 @@ mod tests {
         assert!(config.cdp.token.as_ref().unwrap().matches(b"a-canary"));
         assert_eq!(config.mask.apply("?token=a-canary"), "?token=[secret]");
         assert!(load_with(None, &[("MOLTINIT_CDP_ALLOW_REMOTE", "1")]).is_ok());
+    }
+
+    #[test]
+    fn what_is_restored_in_one_piece_is_in_no_other() {
+        for (nested, key) in [
+            (("MOLTINIT_WORKSPACE", "/home/a"), "MOLTINIT_WORKSPACE"),
+            (("MOLTINIT_WORKSPACE", "/var/lib"), "MOLTINIT_WORKSPACE"),
+            (("MOLTINIT_DATA_DIR", "/home/a/.openclaw/data"), "MOLTINIT_DATA_DIR"),
+            (
+                ("MOLTINIT_STATE_DIR", "/var/lib/moltinit/data/state"),
+                "MOLTINIT_STATE_DIR",
+            ),
+            (("MOLTINIT_STORE", "/home/a/.openclaw/store"), "MOLTINIT_STORE"),
+        ] {
+            let problems = load_with(None, &[nested]).unwrap_err().to_string();
+            assert!(problems.contains(key) && problems.contains("inside of"), "{problems}");
+        }
+        load_with(None, &[("MOLTINIT_WORKSPACE", "/home/a/.openclaw/workspace")]).unwrap();
+        load_with(None, &[("MOLTINIT_WORKSPACE", "/home/a/.openclaw")]).unwrap();
+    }
+
+    #[test]
+    fn the_place_of_the_mount_and_what_is_in_it_have_to_be_mounted() {
+        let must = |dir| load_with(None, &[("MOLTINIT_STORE", dir)]).unwrap().store.must_be_mount;
+        assert!(must("/data/moltbot") && must("/data/moltbot/x"));
+        assert!(!must("/data/moltbots") && !must("/store"));
     }
 
     #[test]
