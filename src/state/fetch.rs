@@ -16,7 +16,7 @@ use crate::store::Object;
 /// Chunks this close in an object are read together: on a mount, one more request costs more than these bytes.
 const GAP: u64 = 512 << 10;
 /// Most bytes read at once; with the number of readers, what is held in memory.
-const MAX_READ: u64 = 4 << 20;
+const MAX_READ: u64 = 1 << 20;
 
 /// One read of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]

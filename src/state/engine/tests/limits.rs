@@ -8,7 +8,11 @@ use super::{
     campaign::{history, settings},
     *,
 };
-use crate::state::tests::process::{again, again_with_few_watches};
+use crate::state::{
+    recover::recover,
+    restore::Progress,
+    tests::process::{again, again_with_few_watches},
+};
 
 /// Where much state lies; only set for the process whose memory is measured.
 const MUCH: &str = "MOLTINIT_MUCH_STATE";
@@ -43,6 +47,27 @@ fn glutton() {
     println!("grew {}", memory("VmHWM") - before);
 }
 
+/// Where much state was committed; only set for the process that restores it.
+const MUCH_STORED: &str = "MOLTINIT_MUCH_STORED";
+
+/// Restores all there is, and says by how many bytes its memory grew at most.
+#[test]
+fn restorer() {
+    let Ok(place) = std::env::var(MUCH_STORED) else { return };
+    let place = PathBuf::from(place);
+    let before = memory("VmRSS");
+    let history = history(&place);
+    let targets = [("state".to_owned(), place.join("back"))];
+    recover(
+        &history,
+        &|_| Ok(targets.to_vec()),
+        &place.join("work"),
+        &Progress::default(),
+    )
+    .unwrap();
+    println!("grew {}", memory("VmHWM") - before);
+}
+
 #[test]
 fn memory_is_bounded_whatever_the_size_of_the_state() {
     let dir = tempfile::tempdir().unwrap();
@@ -64,15 +89,18 @@ fn memory_is_bounded_whatever_the_size_of_the_state() {
     for _ in 0..100 {
         db.execute("INSERT INTO t VALUES(randomblob(1 << 20))", []).unwrap();
     }
-    let child = again(module_path!(), "glutton", MUCH, dir.path())
-        .wait_with_output()
-        .unwrap();
-    let said = String::from_utf8(child.stdout).unwrap();
-    let grew = said
-        .lines()
-        .find_map(|line| line.strip_prefix("grew ")?.parse::<u64>().ok());
-    let grew = grew.unwrap_or_else(|| panic!("{said}\n{}", fs::read_to_string(dir.path().join("stderr")).unwrap()));
-    assert!(grew < 64 << 20, "it grew by {} MiB", grew >> 20);
+    for (name, place) in [("glutton", MUCH), ("restorer", MUCH_STORED)] {
+        let child = again(module_path!(), name, place, dir.path())
+            .wait_with_output()
+            .unwrap();
+        let said = String::from_utf8(child.stdout).unwrap();
+        let grew = said
+            .lines()
+            .find_map(|line| line.strip_prefix("grew ")?.parse::<u64>().ok());
+        let grew = grew.unwrap_or_else(|| panic!("{said}\n{}", fs::read_to_string(dir.path().join("stderr")).unwrap()));
+        assert!(grew < 64 << 20, "the {name} grew by {} MiB", grew >> 20);
+    }
+    assert_eq!(fs::metadata(dir.path().join("back/large")).unwrap().len(), 150 << 20);
 }
 
 /// Where more directories lie than can be watched; only set for the process that is to cope.
