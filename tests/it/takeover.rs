@@ -1,10 +1,10 @@
-//! What a container finds that another kind of container left: a plain backup, a workspace that only the gateway's
-//! configuration names.
+//! What a container finds that another left or still writes: a plain backup, a workspace that only the gateway's
+//! configuration names, the history of one that is not over yet.
 
 use std::{fs, process::Command};
 
 use crate::support::{
-    MOLTINIT,
+    MOLTINIT, PATIENCE,
     container::{Disk, commit, event, stand_in},
 };
 
@@ -86,4 +86,45 @@ fn a_backup_is_imported_by_hand_once() {
         let said = String::from_utf8_lossy(&nothing.stderr);
         assert!(said.contains("no backup"), "{said}");
     }
+}
+
+#[test]
+fn two_containers_at_once_keep_both_histories_and_the_later_is_followed() {
+    let store = tempfile::tempdir().unwrap();
+    let (old, new) = (Disk::new(), Disk::new());
+    let note = |disk: &Disk, text: &str| write(&disk.state().join("note"), text);
+    let first = stand_in(&old, store.path());
+    first.wait_for("/readyz", PATIENCE);
+    note(&old, "before");
+    let before = commit(&first);
+    // A rollout starts the next before the last is gone, and both go on.
+    let second = stand_in(&new, store.path());
+    second.wait_for("/readyz", PATIENCE);
+    assert_eq!(second.status()["restore"]["commit"], before.as_str());
+    let mut last = Vec::new();
+    for round in 0..3 {
+        note(&old, &format!("old {round}"));
+        note(&new, &format!("new {round}"));
+        last = vec![commit(&first), commit(&second)];
+    }
+    first.kill();
+    second.kill();
+
+    let third = Disk::new();
+    let container = stand_in(&third, store.path());
+    container.wait_for("/readyz", PATIENCE);
+    assert_eq!(container.status()["restore"]["commit"], last[1].as_str());
+    assert_eq!(fs::read_to_string(third.state().join("note")).unwrap(), "new 2");
+    let run = |args: &[&str]| {
+        let output = third.command(args).arg("--store").arg(store.path()).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let listed = run(&["snapshot", "list"]);
+    let branch = listed.lines().find(|line| line.starts_with(&last[0])).unwrap();
+    assert!(branch.contains("branch"), "{listed}");
+    assert!(run(&["snapshot", "verify", "--all"]).contains(" 0 flaw"));
+    let to = third.path("to");
+    run(&["restore", &last[0], "--to", to.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(to.join("state/note")).unwrap(), "old 2");
 }
