@@ -38,8 +38,17 @@ pub fn covering(path: &Path) -> io::Result<Mount> {
     of(&fd)
 }
 
-/// The mount that an open file is on.
-pub fn of(fd: &impl AsRawFd) -> io::Result<Mount> {
+/// The mount that an open file is on. Without `/proc` only its device is known: no mount that is expected, but enough for
+/// a plain directory to be seen to stay what it was.
+pub fn of(fd: &(impl AsRawFd + AsFd)) -> io::Result<Mount> {
+    if !Path::new("/proc/self").exists() {
+        return Ok(Mount {
+            id: nix::sys::stat::fstat(fd)?.st_dev,
+            point: "/".into(),
+            fstype: "unknown".into(),
+            source: "an unknown device".into(),
+        });
+    }
     let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
     let id = mount_id(&fdinfo).ok_or_else(|| io::Error::other("no mnt_id in /proc/self/fdinfo"))?;
     // Read as bytes: a mount point somewhere on the machine need not be UTF-8.
