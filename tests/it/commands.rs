@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::support::{
     PATIENCE,
-    container::{Disk, commit, stand_in, with_gateway},
+    container::{Container, Disk, commit, stand_in, with_gateway},
     eventually,
 };
 
@@ -292,11 +292,23 @@ fn the_history_is_listed_shown_compared_verified_and_restored() {
 fn a_live_restore_holds_whatever_is_killed_after_it_and_one_that_does_not_come_up_is_undone() {
     let disk = Disk::new();
     let store = disk.path("store");
-    // A gateway that does not start on a bad note.
-    let gateway = r#"["sh", "-c", "grep -q bad $HOME/.openclaw/note && exit 1; exec sleep 100000"]
-        crash_loop = { restarts = 2, within = "2m" }"#;
-    let container = with_gateway(&disk, &store, gateway);
-    container.wait_for("/readyz", PATIENCE);
+    // A gateway that does not start on a bad note, and is not ready in the moment that it takes to see it.
+    let file = disk.path("moltinit.toml");
+    let gateway = r#"
+        [[service]]
+        name = "gateway"
+        command = ["sh", "-c", "grep -q bad $HOME/.openclaw/note && exit 1; exec sleep 100000"]
+        ready = { command = ["sh", "-c", "! grep -q bad $HOME/.openclaw/note"] }
+        live = { command = ["true"] }
+        crash_loop = { restarts = 2, within = "2m" }
+    "#;
+    fs::write(&file, gateway).unwrap();
+    let boot = |disk: &Disk| {
+        let container = Container::start(disk, &store, &[("MOLTINIT_CONFIG", file.to_str().unwrap())], &["run"]);
+        container.wait_for("/readyz", PATIENCE);
+        container
+    };
+    let container = boot(&disk);
     let note = disk.state().join("note");
     fs::create_dir_all(disk.state()).unwrap();
     let [good, bad, newest] = ["good", "bad", "newest"].map(|text| {
@@ -313,18 +325,13 @@ fn a_live_restore_holds_whatever_is_killed_after_it_and_one_that_does_not_come_u
     container.kill();
 
     // What was undone is undone for the next container too.
-    let after = |disk: &Disk| {
-        let container = with_gateway(disk, &store, gateway);
-        container.wait_for("/readyz", PATIENCE);
-        container
-    };
     fs::remove_dir_all(disk.path("home")).unwrap();
-    let container = after(&disk);
+    let container = boot(&disk);
     assert_eq!(fs::read_to_string(&note).unwrap(), "newest");
     run(&disk, &["restore", &good, "--live"]);
     container.kill();
     fs::remove_dir_all(disk.path("home")).unwrap();
-    let _container = after(&disk);
+    let _container = boot(&disk);
     assert_eq!(fs::read_to_string(&note).unwrap(), "good");
     let listed = json(&disk, &["snapshot", "list"]);
     let kept = |id: &str| {
