@@ -183,6 +183,7 @@ impl<'a> Work<'a> {
         loop {
             let before = reader.mark(self.seen)?;
             self.main = reader.settled();
+            let held = Instant::now();
             let view = match reader.view() {
                 // It was free a moment ago, so it is not held for good.
                 Err(CaptureError::Busy(_)) if left.is_some() && busy < BUSY => {
@@ -207,10 +208,15 @@ impl<'a> Work<'a> {
             let behind = done.and_then(|_| reader.behind(&view));
             self.seen = view.seen(before);
             drop(view);
+            let held = held.elapsed();
+            let free = Instant::now();
             self.put(writer)?;
             if let Some(pages) = done {
                 return Ok(Some(self.finish(pages, behind)));
             }
+            // As long as it was held: a checkpoint does not queue, but looks now and then, ever more seldom, whether
+            // it may begin.
+            std::thread::sleep(held.min(SLICE).saturating_sub(free.elapsed()));
         }
     }
 
