@@ -135,13 +135,6 @@ impl Handle {
         });
     }
 
-    /// It holds no longer. What is up stays up.
-    pub fn unsatisfied(&self, condition: &str) {
-        self.0.common.board.send_modify(|board| {
-            board.conditions.remove(condition);
-        });
-    }
-
     /// Hands over an environment, which goes over the service's own at its next start, starts the service if it is
     /// stopped or held, and waits until it has ended for good; gives its last exit status. A service that is up is
     /// started again if `renew` says that the environment matters to it.
