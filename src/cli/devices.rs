@@ -61,12 +61,12 @@ async fn approve_all(client: &Client) -> Result<(), Failure> {
         .filter_map(|device| text(device, "requestId"))
         .collect();
     if pending.is_empty() {
-        println!("no device asks to be paired");
+        show::line(format_args!("no device asks to be paired"))?;
     }
     let mut refused = 0;
     for id in &pending {
         if let Err(failure) = approve(client, id).await {
-            eprintln!("{id}: {}", whole(&failure.error));
+            show::remark(&format!("{id}: {}", whole(&failure.error)));
             refused += 1;
         }
     }
