@@ -276,6 +276,29 @@ mod tests {
         ROOTS.iter().map(step).collect()
     }
 
+    /// Roots with something new staged for each, and what is in the old and the new of one.
+    struct Prepared {
+        dir: tempfile::TempDir,
+        work: PathBuf,
+        moves: Vec<Move>,
+        old: BTreeSet<(PathBuf, String)>,
+        new: BTreeSet<(PathBuf, String)>,
+    }
+
+    impl Prepared {
+        fn new() -> Prepared {
+            let dir = tempfile::tempdir().unwrap();
+            let moves = prepare(dir.path());
+            Prepared {
+                work: dir.path().join("work"),
+                old: words(&dir.path().join("state")),
+                new: words(&dir.path().join("staged-state")),
+                moves,
+                dir,
+            }
+        }
+    }
+
     /// The words in the files below a directory, with their paths.
     fn words(dir: &Path) -> BTreeSet<(PathBuf, String)> {
         let mut found = BTreeSet::new();
@@ -297,13 +320,13 @@ mod tests {
         for only_files in [false, true] {
             let mut deaths = 0;
             for step in 0.. {
-                let dir = tempfile::tempdir().unwrap();
-                let work = dir.path().join("work");
-                let moves = prepare(dir.path());
-                let (old, new) = (
-                    words(&dir.path().join("state")),
-                    words(&dir.path().join("staged-state")),
-                );
+                let Prepared {
+                    dir,
+                    work,
+                    moves,
+                    old,
+                    new,
+                } = Prepared::new();
                 ONLY_FILES.set(only_files);
                 LEFT.set(step);
                 let died = swap(None, moves, &work).is_err();
@@ -342,13 +365,13 @@ mod tests {
         for only_files in [false, true] {
             let mut undone = 0;
             for step in 0.. {
-                let dir = tempfile::tempdir().unwrap();
-                let work = dir.path().join("work");
-                let moves = prepare(dir.path());
-                let (old, new) = (
-                    words(&dir.path().join("state")),
-                    words(&dir.path().join("staged-state")),
-                );
+                let Prepared {
+                    dir,
+                    work,
+                    moves,
+                    old,
+                    new,
+                } = Prepared::new();
                 ONLY_FILES.set(only_files);
                 FAULT.set(step);
                 let swapped = swap(None, moves, &work);
