@@ -3,7 +3,7 @@
 mod commands;
 mod keeper;
 mod late;
-mod layout;
+pub mod layout;
 mod live;
 mod place;
 mod signals;

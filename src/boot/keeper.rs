@@ -60,15 +60,16 @@ impl Keeper {
         events: Events,
     ) -> Keeper {
         let (run, running) = watch::channel(None);
-        let (of, handle) = (config.clone(), services.clone());
+        let layout = Layout::new(config);
+        let (of, its, handle) = (config.clone(), layout.clone(), services.clone());
         tokio::spawn(async move {
             let store = place.known().await;
-            keep(Config { store, ..of }, gateway, handle, events, run).await;
+            keep(Config { store, ..of }, its, gateway, handle, events, run).await;
         });
         Keeper {
             running,
             services,
-            layout: Layout::new(config),
+            layout,
             work: config.work_dir(),
             restoring: Arc::new(Semaphore::new(1)),
         }
@@ -147,6 +148,7 @@ impl Keeper {
 
 async fn keep(
     config: Config,
+    layout: Layout,
     gateway: Arc<Gateway>,
     services: Handle,
     events: Events,
@@ -154,7 +156,7 @@ async fn keep(
 ) {
     let (found_it, mut found) = oneshot::channel();
     let (go_without, without) = oneshot::channel();
-    let plan = plan(&config);
+    let plan = plan(&config, &layout);
     let progress = Arc::clone(&plan.progress);
     let thread = {
         let events = events.clone();
@@ -203,7 +205,13 @@ async fn keep(
             generation,
             head,
         } = found;
-        match engine::start(settings(&config, &gateway), of, generation, head, events.clone()) {
+        match engine::start(
+            settings(&config, &layout, &gateway),
+            of,
+            generation,
+            head,
+            events.clone(),
+        ) {
             Ok(engine) => drop(run.send_replace(Some(Running { engine, history }))),
             Err(error) => tracing::error!(%error, "changes cannot be committed"),
         }
@@ -240,16 +248,16 @@ async fn tell(progress: &Progress, events: &Events) -> Infallible {
     }
 }
 
-fn plan(config: &Config) -> Plan {
+fn plan(config: &Config, layout: &Layout) -> Plan {
     Plan {
         store: config.store.clone(),
-        layout: Layout::new(config),
+        layout: layout.clone(),
         work: config.work_dir(),
         progress: Arc::new(Progress::default()),
     }
 }
 
-fn settings(config: &Config, gateway: &Arc<Gateway>) -> engine::Settings {
+fn settings(config: &Config, layout: &Layout, gateway: &Arc<Gateway>) -> engine::Settings {
     let gateway = Arc::clone(gateway);
     let config::Snapshot {
         quiet,
@@ -257,7 +265,7 @@ fn settings(config: &Config, gateway: &Arc<Gateway>) -> engine::Settings {
         min_gap,
     } = config.snapshot;
     engine::Settings {
-        roots: Box::new(Layout::new(config).live()),
+        roots: Box::new(layout.live()),
         pace: pace::Settings {
             quiet,
             max_delay,

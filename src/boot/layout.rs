@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     config::Config,
-    gateway,
+    gateway::workspace::Whereabouts,
     state::{fetch, head::Head, history::History, segment::reader::ReadError, walk::Root},
 };
 
@@ -20,14 +20,22 @@ const MAX_CONFIG: u64 = 4 << 20;
 /// Roots by name.
 pub type Roots = Vec<(String, PathBuf)>;
 
-/// The places by the configuration. The agent's workspace is where the gateway's own configuration has it, in the
+/// The places by the configuration, looked up once. The agent's workspace is where the gateway's own configuration has it, in the
 /// snapshot or on the disk, unless it is named to us.
 #[derive(Clone)]
-pub struct Layout(Config);
+pub struct Layout {
+    state: PathBuf,
+    data: PathBuf,
+    agent: Whereabouts,
+}
 
 impl Layout {
     pub fn new(config: &Config) -> Layout {
-        Layout(config.clone())
+        Layout {
+            state: config.state_dir.clone(),
+            data: config.data_dir.clone(),
+            agent: Whereabouts::of(config),
+        }
     }
 
     /// Where the roots of a commit go.
@@ -35,7 +43,7 @@ impl Layout {
         let mut roots = self.fixed();
         if head.tree().contains_key(WORKSPACE.as_bytes()) {
             let config = fetch::file(history, head, CONFIG, MAX_CONFIG)?;
-            roots.extend(self.workspace(gateway::workspace_in(&self.0, config.as_deref())));
+            roots.extend(self.workspace(self.agent.with(config.as_deref())));
         }
         Ok(roots)
     }
@@ -48,18 +56,18 @@ impl Layout {
 
     /// Whether the workspace of a gateway with such a configuration is a root of its own.
     pub fn has_workspace(&self, config: Option<&[u8]>) -> bool {
-        self.workspace(gateway::workspace_in(&self.0, config)).is_some()
+        self.workspace(self.agent.with(config)).is_some()
     }
 
     /// What is to be captured from now on: asked again and again, since the gateway's configuration changes, and is
     /// moved here from where older gateways had theirs.
     pub fn live(&self) -> impl FnMut() -> Vec<Root> + Send + use<> {
         let layout = self.clone();
-        let mut workspace = gateway::workspace(&self.0);
+        let mut workspace = self.agent.now();
         let mut refused = None;
         move || {
             // While it cannot be read, as in the middle of an edit, it stays where it was.
-            if let Some(now) = gateway::configured_workspace(&layout.0) {
+            if let Some(now) = layout.agent.configured() {
                 workspace = now;
             }
             let mut roots = layout.fixed();
@@ -80,8 +88,8 @@ impl Layout {
 
     fn fixed(&self) -> Roots {
         vec![
-            (STATE.to_owned(), self.0.state_dir.clone()),
-            (OURS.to_owned(), self.0.data_dir.clone()),
+            (STATE.to_owned(), self.state.clone()),
+            (OURS.to_owned(), self.data.clone()),
         ]
     }
 

@@ -6,8 +6,7 @@ use clap::Args;
 
 use super::{failure::Failure, history::Where, show};
 use crate::{
-    boot::store,
-    gateway,
+    boot::{layout::Layout, store},
     state::{
         legacy::{self, LegacyError},
         restore::Progress,
@@ -35,7 +34,8 @@ impl Import {
         }
         let from = Store::open(&std::path::absolute(&self.from)?, Expect::Existing, Patience::default());
         let backup = legacy::find(&from, &config.store.instance)?.ok_or_else(none)?;
-        let is_apart = |text: Option<&[u8]>| !gateway::workspace_in(&config, text).starts_with(&config.state_dir);
+        let layout = Layout::new(&config);
+        let is_apart = |text: Option<&[u8]>| layout.has_workspace(text);
         let id = legacy::import(
             &history,
             &from,

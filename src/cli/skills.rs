@@ -8,7 +8,7 @@ use super::{failure::Failure, show};
 use crate::{
     browser::skill::{self, Outcome},
     config::Config,
-    gateway,
+    gateway::workspace::Whereabouts,
 };
 
 /// Skills of the agent
@@ -21,7 +21,7 @@ pub enum Skills {
 impl Skills {
     pub fn run(self, file: Option<&Path>) -> Result<(), Failure> {
         let Skills::Install = self;
-        let workspace = gateway::workspace(&Config::from_process(file)?);
+        let workspace = Whereabouts::of(&Config::from_process(file)?).now();
         let outcome = skill::install(&workspace).map_err(anyhow::Error::from)?;
         let directory = skill::directory(&workspace);
         let directory = directory.display();

@@ -31,9 +31,10 @@ pub mod settings;
 mod tests;
 mod trial;
 pub mod version;
+pub mod workspace;
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -42,7 +43,7 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::{
-    config::{Config, Problems, Workspace, env::Env, secret::Mask, service::Restart},
+    config::{Config, Problems, env::Env, secret::Mask, service::Restart},
     event::{Event, Events},
     pid1::Spawner,
     supervise::Verdict,
@@ -92,36 +93,6 @@ struct Present {
     prepared: Option<Prepared>,
     /// Of the gateway that is ready.
     pid: Option<i32>,
-}
-
-/// Where an agent works whose own configuration is `text`, or of which there is none yet: what is set, what it says, the
-/// default.
-pub fn workspace_in(config: &Config, text: Option<&[u8]>) -> PathBuf {
-    let places = Places::of(config);
-    let named = text.and_then(|text| places.workspace_in(text));
-    or_default(config, &places, named)
-}
-
-/// Where the agent works, as its configuration has it now.
-pub fn workspace(config: &Config) -> PathBuf {
-    let places = Places::of(config);
-    let named = places.workspace();
-    or_default(config, &places, named)
-}
-
-/// The same; `None` while there is no configuration that can be read.
-pub fn configured_workspace(config: &Config) -> Option<PathBuf> {
-    let places = Places::of(config);
-    document::read(&places.config).ok()??;
-    Some(or_default(config, &places, places.workspace()))
-}
-
-fn or_default(config: &Config, places: &Places, named: Option<PathBuf>) -> PathBuf {
-    match &config.workspace {
-        Some(Workspace::Named(path)) => path.clone(),
-        Some(Workspace::Default(path)) => named.unwrap_or_else(|| path.clone()),
-        None => named.unwrap_or_else(|| places.default_workspace()),
-    }
 }
 
 impl Gateway {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::config::{Config, env::Env};
 
 use super::{
-    document, migrate,
+    migrate,
     version::{self, Generation},
 };
 
@@ -62,17 +62,7 @@ impl Places {
         self.default_workspace.clone()
     }
 
-    /// Where the agent works by its configuration in its place, if that can be read and says it.
-    pub fn workspace(&self) -> Option<PathBuf> {
-        self.named_in(&document::read(&self.config).ok()??.value)
-    }
-
-    /// The same for a configuration that is not in its place.
-    pub fn workspace_in(&self, config: &[u8]) -> Option<PathBuf> {
-        let text = std::str::from_utf8(config).ok()?.trim_start_matches('\u{feff}');
-        self.named_in(&document::parse(text).ok()?)
-    }
-
+    /// Where the agent works by such a configuration, if it says.
     pub fn named_in(&self, config: &Value) -> Option<PathBuf> {
         let path = config["agents"]["defaults"]["workspace"].as_str()?;
         Some(self.home.join(path.strip_prefix("~/").unwrap_or(path)))

@@ -1,6 +1,6 @@
 //! The keeper with a stand-in for the gateway's command line. The real one is in `tests/it/gateway.rs`.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, path::PathBuf};
 
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
