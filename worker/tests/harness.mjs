@@ -217,7 +217,10 @@ export async function start(t, { engine, ports = {}, env = {}, times = {}, port,
   const stop = () => (disposed ??= miniflare.dispose());
   atEnd(t, stop);
   const url = await miniflare.ready;
-  const ask = (path, init = {}) => fetch(new URL(path, url), { redirect: "manual", ...init });
+  // On a connection of its own: workerd ends one on which it answered before it had read all of the body, and the next
+  // request on it would be lost if it came in that moment.
+  const ask = (path, { headers = {}, ...init } = {}) =>
+    fetch(new URL(path, url), { redirect: "manual", ...init, headers: { Connection: "close", ...headers } });
   const asLogin = (path, { headers = {}, ...init } = {}) =>
     ask(path, { ...init, headers: { "Cf-Access-Jwt-Assertion": login.token(), ...headers } });
   return { url, ask, asLogin, login, stop, miniflare };
