@@ -102,6 +102,8 @@ pub struct Look<'a> {
     /// Files that a writer has closed: their content may have changed and their times not, through a memory map.
     pub written: HashSet<TreePath>,
     queue: Vec<(TreePath, Depth)>,
+    /// Directories listed by this look: what comes to one afterwards is an event, and so the next look's.
+    listed: HashSet<TreePath>,
     /// Directories that could not be listed, and why.
     pub unlisted: Vec<(TreePath, String)>,
     /// What is not captured because of what it is called.
@@ -121,6 +123,7 @@ impl<'a> Look<'a> {
             forced: HashSet::new(),
             written: HashSet::new(),
             queue: Vec::new(),
+            listed: HashSet::new(),
             unlisted: Vec::new(),
             refused: Vec::new(),
             skipped: 0,
@@ -129,6 +132,7 @@ impl<'a> Look<'a> {
 
     /// Looks at everything that may have changed; at all there is when names were lost.
     pub fn at(&mut self, changes: &Changes) {
+        self.listed.clear();
         if changes.rescan.is_some() {
             let roots: Vec<TreePath> = self.places.0.keys().map(|name| name.as_bytes().to_vec()).collect();
             self.queue.extend(roots.into_iter().map(|root| (root, Depth::Below)));
@@ -238,6 +242,10 @@ impl<'a> Look<'a> {
     }
 
     fn list(&mut self, path: &[u8]) {
+        // Each of its files that changed leads here, and there may be thousands.
+        if !self.listed.insert(path.to_vec()) {
+            return;
+        }
         let watch = self.watch;
         let Some((below, rel)) = self.places.below(path) else {
             return;
