@@ -45,12 +45,23 @@ export function scratch(t) {
   return dir;
 }
 
+const given = new Set();
+
+/**
+ * A loopback port that nobody listens on, given once. It is below those that the kernel gives to whoever asks for any,
+ * so nobody is given it before it is used.
+ */
 export async function freePort() {
-  const server = createTcp();
-  await new Promise((done) => server.listen(0, "127.0.0.1", done));
-  const { port } = server.address();
-  await new Promise((done) => server.close(done));
-  return port;
+  for (;;) {
+    const port = 20_000 + Math.floor(Math.random() * 12_000);
+    if (given.has(port)) continue;
+    given.add(port);
+    const server = createTcp();
+    const free = await new Promise((done) => server.once("error", () => done(false)).listen(port, "127.0.0.1", () => done(true)));
+    if (!free) continue;
+    await new Promise((done) => server.close(done));
+    return port;
+  }
 }
 
 /** Asks again and again until there is an answer that is not `undefined`. */

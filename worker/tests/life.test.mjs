@@ -1,12 +1,27 @@
 // The Worker and the real moltinit through what happens to them: a SIGKILL, an outage of the Worker, a shutdown. The
 // Worker polls the probes and keeps the callbacks all along. No event is missing, none is out of order.
 import assert from "node:assert/strict";
+import { createServer } from "node:net";
 import { join } from "node:path";
 import { test } from "node:test";
 import { container, Engine, eventually, freePort, scratch, start } from "./harness.mjs";
 
 /** Of the Worker's absence. */
-const OUTAGE = Number(process.env.MOLTINIT_TEST_OUTAGE_SECONDS ?? 8) * 1000;
+const OUTAGE = 30_000;
+
+/** Takes connections at the Worker's port and answers none. */
+async function hanging(port) {
+  const taken = new Set();
+  const server = createServer((socket) => taken.add(socket.on("error", () => {})));
+  await new Promise((done, failed) => server.once("error", failed).listen(port, "127.0.0.1", done));
+  return {
+    taken,
+    async end() {
+      for (const socket of taken) socket.destroy();
+      await new Promise((done) => server.close(done));
+    },
+  };
+}
 
 test("no event is missing and none is out of order", async (t) => {
   const dir = scratch(t);
@@ -42,14 +57,20 @@ test("no event is missing and none is out of order", async (t) => {
     fetch(`http://127.0.0.1:${inside.ports[9180]}${path}`, { method, headers: { Authorization: `Bearer ${engine.env.OPENCLAW_GATEWAY_TOKEN}` } }).then((answer) => answer.json());
   await worker.stop();
   const back = Date.now() + OUTAGE;
-  for (let round = 0; round < 3 || Date.now() < back; round += 1) {
+  for (let round = 0; round < 3; round += 1) {
     let { id, outcome } = await direct("/services/gateway/restart", "POST");
     while (outcome === "running") ({ outcome } = await direct(`/operations/${id}?wait=20s`));
     assert.equal(outcome, "done");
   }
+  await eventually("a callback that was refused", async () => (await direct("/status")).callbacks.state === "retrying" || undefined);
+  // Half back is worse than away.
+  const hung = await hanging(port);
+  await eventually("a callback that hangs", async () => hung.taken.size > 0 || undefined);
+  await new Promise((done) => setTimeout(done, back - Date.now()));
   const { events, callbacks } = await direct("/status");
   assert.ok(events.undelivered >= 9, JSON.stringify(events));
   assert.equal(callbacks.state, "retrying");
+  await hung.end();
 
   // Back, with the same container behind it.
   worker = await up(true);
