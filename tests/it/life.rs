@@ -4,13 +4,14 @@
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use nix::sys::signal::Signal;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
+use ulid::Ulid;
 
 use crate::support::{
     PATIENCE,
@@ -26,6 +27,7 @@ const BOOT: Duration = Duration::from_secs(300);
 /// One life of a container. The gateway keeps some of its state by the path it is at, which is the same in each.
 struct Life {
     disk: Disk,
+    store: PathBuf,
     gateway: Gateway,
     container: Container,
 }
@@ -39,6 +41,7 @@ impl Life {
         container.wait_for("/readyz", BOOT);
         Life {
             disk,
+            store: store.to_owned(),
             gateway,
             container,
         }
@@ -60,15 +63,32 @@ impl Life {
         jobs["jobs"].as_array().unwrap().iter().any(|job| job["name"] == name)
     }
 
-    /// Waits until every change up to now is in the store.
+    /// Waits until every change up to now is in the store, by itself: the kernel tells of changes in their order, so a
+    /// snapshot that has the last one, with none pending, has them all.
     fn wait_until_durable(&self) {
-        self.container
-            .post("/snapshots")
-            .map(|answer| assert_eq!(answer.status, 200, "{answer:?}"))
-            .unwrap();
-        eventually("no pending change", PATIENCE, || {
-            (self.container.status()["snapshots"]["pending_paths"] == 0).then_some(())
-        });
+        let last = format!("last-change-{}", Ulid::generate());
+        fs::write(self.workspace().join(&last), "").unwrap();
+        eventually(
+            format_args!("{last} in a snapshot; log: {}", self.container),
+            PATIENCE,
+            || {
+                let snapshots = self.container.status()["snapshots"].clone();
+                let commit = snapshots["last"]["commit"].as_str()?;
+                (snapshots["pending_paths"] == 0 && self.files(commit).contains(&last)).then_some(())
+            },
+        );
+    }
+
+    /// The files of a snapshot, as a person would list them.
+    fn files(&self, commit: &str) -> String {
+        let store = self.store.to_str().unwrap();
+        let output = self
+            .disk
+            .command(&["snapshot", "show", "--store", store, commit])
+            .output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     fn restored(&self) -> Value {
@@ -89,7 +109,7 @@ impl Life {
             .clone()
     }
 
-    fn workspace(&self) -> std::path::PathBuf {
+    fn workspace(&self) -> PathBuf {
         self.disk.state().join("workspace")
     }
 }

@@ -15,6 +15,7 @@ mod image;
 mod life;
 mod mistakes;
 mod outage;
+mod script;
 mod services;
 mod skill;
 mod supply;
