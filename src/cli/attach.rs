@@ -13,7 +13,6 @@ use crate::report::client::{Attach as Request, Attached, Client, Operation, esca
 /// Of the caller itself, not for a service.
 const NOT_HANDED_OVER: &[&str] = &["_", "OLDPWD", "PWD", "SHLVL", "TERM"];
 
-/// Hand this environment to the running supervisor, start SERVICE, and stay as long as it does
 #[derive(Debug, Args)]
 pub struct Attach {
     service: String,

@@ -7,7 +7,6 @@ use clap::Subcommand;
 use super::{failure::Failure, show};
 use crate::boot::Checked;
 
-/// The configuration
 #[derive(Debug, Subcommand)]
 pub enum Config {
     /// Say every problem at once, or that there is none

@@ -15,7 +15,6 @@ use crate::report::{
     control,
 };
 
-/// Pairing requests of the gateway
 #[derive(Debug, Subcommand)]
 pub enum Devices {
     /// What waits for approval, and what is paired

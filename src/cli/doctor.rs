@@ -13,7 +13,6 @@ use crate::{
     doctor::{Finding, Verdict, examine},
 };
 
-/// Check mount, store, gateway, ports, clock, Worker and browser, and say what to do about each failure
 #[derive(Debug, Args)]
 pub struct Doctor {
     #[arg(long)]

@@ -7,7 +7,6 @@ use clap::{Args, CommandFactory, error::ErrorKind};
 use super::Cli;
 use crate::pid1::{exec, signals};
 
-/// Run one command with PID 1's duties only, as tini and dumb-init do.
 #[derive(Debug, Args)]
 pub struct Exec {
     /// Send signals to the command only, not to its process group

@@ -14,7 +14,6 @@ use crate::{
     store::{Expect, Patience, Store},
 };
 
-/// Take a plain backup as the first snapshot of an empty store; the backup is only read
 #[derive(Debug, Args)]
 pub struct Import {
     /// The directory that holds `openclaw/` (or an older name of it), and `workspace/` and `skills/` if there are any

@@ -12,7 +12,6 @@ use crate::report::{
     status::Status,
 };
 
-/// The last lines of a service, or of each
 #[derive(Debug, Args)]
 pub struct Logs {
     /// The service; all of them without one

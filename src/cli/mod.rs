@@ -40,12 +40,20 @@ pub struct Cli {
     command: Option<Command>,
 }
 
+// The options of each are put together only when it is the one that was called: `exec` starts in a fraction of a
+// millisecond.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
+    /// Restore the state, run the gateway, snapshot every change (what moltinit does without a subcommand)
     Run(run::Run),
+    /// Run one command with PID 1's duties only, as tini and dumb-init do
     Exec(exec::Exec),
+    /// Hand this environment to the running supervisor, start SERVICE, and stay as long as it does
     Attach(attach::Attach),
+    /// What is up, since when, and why not
     Status(status::Status),
+    /// The last lines of a service, or of each
     Logs(logs::Logs),
     /// Start a service
     Start(service::Service),
@@ -53,16 +61,23 @@ enum Command {
     Stop(service::Service),
     /// Stop a service and start it again
     Restart(service::Service),
+    /// The history of the agent's state
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
+    /// Write a snapshot into an empty directory, or put it in the place of the live state
     Restore(restore::Restore),
+    /// Take a plain backup as the first snapshot of an empty store; the backup is only read
     Import(import::Import),
+    /// Pairing requests of the gateway
     #[command(subcommand)]
     Devices(devices::Devices),
+    /// Skills of the agent
     #[command(subcommand)]
     Skills(skills::Skills),
+    /// The configuration
     #[command(subcommand)]
     Config(check::Config),
+    /// Check mount, store, gateway, ports, clock, Worker and browser, and say what to do about each failure
     Doctor(doctor::Doctor),
 }
 

@@ -24,7 +24,6 @@ use crate::state::{
     restore::{Placed, Progress, RestoreError, restore_into_empty_dir},
 };
 
-/// Write a snapshot into an empty directory, or put it in the place of the live state
 #[derive(Debug, Args)]
 pub struct Restore {
     #[command(flatten)]

@@ -10,7 +10,6 @@ use crate::{
     config::Config,
 };
 
-/// Restore the state, run the gateway, snapshot every change (what moltinit does without a subcommand)
 #[derive(Debug, Default, Args)]
 pub struct Run {
     /// Replaces the gateway's command

@@ -11,7 +11,6 @@ use super::{
 };
 use crate::report::client::{Operation, escaped};
 
-/// One service, and whether to wait.
 #[derive(Debug, Args)]
 pub struct Service {
     service: String,

@@ -11,7 +11,6 @@ use crate::{
     gateway::workspace::Whereabouts,
 };
 
-/// Skills of the agent
 #[derive(Debug, Subcommand)]
 pub enum Skills {
     /// Put the browser skill into the workspace, unless somebody has changed the one that is there

@@ -20,7 +20,6 @@ use crate::state::{
     verify::verify,
 };
 
-/// The history of the agent's state
 #[derive(Debug, Subcommand)]
 pub enum Snapshot {
     /// Commit what has changed, now; needs a running supervisor

@@ -7,7 +7,6 @@ use clap::Args;
 use super::{failure::Failure, show, talk::talk};
 use crate::report::{status, table};
 
-/// What is up, since when, and why not
 #[derive(Debug, Args)]
 pub struct Status {
     /// The whole status document; its names are in docs/status.md
