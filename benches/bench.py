@@ -2,7 +2,7 @@
 medians, and Markdown."""
 
 import atexit, contextlib, json, os, pathlib, re, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
-import urllib.request
+import urllib.parse, urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MOLTINIT = ROOT / "target/dist/moltinit"
@@ -157,8 +157,15 @@ class S3:
 
     def names(self, prefix):
         """The objects below a prefix; asked of the server directly."""
-        with urllib.request.urlopen(f"{self.direct}?list-type=2&prefix={prefix}", timeout=5) as answer:
-            return re.findall("<Key>(.*?)</Key>", answer.read().decode())
+        names, token = [], ""
+        while True:
+            with urllib.request.urlopen(f"{self.direct}?list-type=2&prefix={prefix}{token}", timeout=60) as answer:
+                page = answer.read().decode()
+            names += re.findall("<Key>(.*?)</Key>", page)
+            following = re.search("<NextContinuationToken>(.*?)</NextContinuationToken>", page)
+            if not following:
+                return names
+            token = "&continuation-token=" + urllib.parse.quote(following[1], safe="")
 
     def rclone_env(self):
         env = {key: value for key, value in os.environ.items() if key != "AWS_CA_BUNDLE"}
@@ -170,6 +177,21 @@ class S3:
 
     def rclone(self, *argv):
         subprocess.run(["rclone", *map(str, argv)], env=self.rclone_env(), check=True, stdout=subprocess.DEVNULL)
+
+
+def ran(argv, env=None):
+    """Seconds, user and system CPU seconds, and peak memory of one command, and what it printed."""
+    began = time.monotonic()
+    process = subprocess.Popen([str(arg) for arg in argv], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.stdout.read(), process.stderr.read()
+    _, code, usage = os.wait4(process.pid, 0)
+    if code:
+        sys.exit(f"{argv[0]}: {err.decode()}")
+    return time.monotonic() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, out
+
+
+def verdict(measured, aim, met):
+    return f"{measured} (aim: {aim}; {'met' if met else 'missed'})"
 
 
 def version(*argv):

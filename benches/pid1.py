@@ -144,13 +144,13 @@ def is_service(pid):
 
 
 def switches(pid):
-    """Times the process has gone to sleep by itself, all threads together."""
-    total = 0
+    """Times that each thread of the process has gone to sleep by itself."""
+    counts = {}
     for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
         for line in (task / "status").read_text().splitlines():
             if line.startswith("voluntary_ctxt_switches"):
-                total += int(line.split()[1])
-    return total
+                counts[task.name] = int(line.split()[1])
+    return counts
 
 
 def rss(pid):
@@ -167,12 +167,13 @@ def supervising(name, make):
     process = start(argv, env=env)
     pids = [directory / f"pid-{n}" for n in range(SERVICES)]
     wait(f"{name}'s services", lambda: all(pid.exists() for pid in pids), every=0.01)
-    time.sleep(5)
+    time.sleep(20)  # until the threads that were needed at the start are gone: their count goes with them
     own = [pid for pid in descendants(process.pid) if not is_service(pid)]
     memory = sum(rss(pid) for pid in own)
-    before = sum(switches(pid) for pid in own)
+    before = {task: count for pid in own for task, count in switches(pid).items()}
     time.sleep(20)
-    wakeups = (sum(switches(pid) for pid in own) - before) / 20
+    after = {task: count for pid in own for task, count in switches(pid).items()}
+    wakeups = sum(count - before.get(task, 0) for task, count in after.items()) / 20
     times = []
     for _ in range(RESTARTS):
         time.sleep(1.2)  # supervisors slow down for what dies young
