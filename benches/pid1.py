@@ -97,6 +97,7 @@ def moltinit(directory):
         for n in range(SERVICES)
     )
     (directory / "moltinit.toml").write_text(services)
+    (directory / "data").mkdir()  # as a gateway that has once been ready leaves it; without, it is looked out for
     env = {"PATH": os.environ["PATH"], "HOME": str(directory), "MOLTINIT_CONFIG": str(directory / "moltinit.toml"),
            "MOLTINIT_STORE": str(directory / "store"), "MOLTINIT_DATA_DIR": str(directory / "data"),
            "MOLTINIT_RUN_DIR": str(directory / "run"), "MOLTINIT_HTTP_ADDR": f"127.0.0.1:{free_port()}"}
