@@ -1,7 +1,7 @@
 //! The configured store, opened.
 
 use crate::{
-    config::{self, MOUNTED_STORE},
+    config,
     state::{crypt::Key, history::History},
     store::{Expect, Patience, Store, StoreError},
 };
@@ -14,12 +14,9 @@ use crate::{
 /// # Errors
 /// The store does not answer, or is not what it has to be.
 pub fn open(config: &config::Store) -> Result<History, StoreError> {
-    let expect = match config.must_be_mount {
-        // The platform may mount the whole bucket or a part of it.
-        true if config.dir.starts_with(MOUNTED_STORE) => Expect::MountAt(MOUNTED_STORE.into()),
-        true => Expect::MountAt(config.dir.clone()),
-        false => Expect::Directory,
-    };
+    let expect = config
+        .mount_point()
+        .map_or(Expect::Directory, |point| Expect::MountAt(point.to_owned()));
     open_as(config, expect)
 }
 

@@ -94,6 +94,20 @@ pub struct Store {
     pub key: Option<Secret>,
 }
 
+impl Store {
+    /// Where a mount has to be for the store to be on it, if it has to be on one: there or below.
+    pub fn mount_point(&self) -> Option<&Path> {
+        let mounted = Path::new(MOUNTED_STORE);
+        // The platform may mount the whole bucket or a part of it.
+        let point = if self.dir.starts_with(mounted) {
+            mounted
+        } else {
+            &self.dir
+        };
+        self.must_be_mount.then_some(point)
+    }
+}
+
 /// What s3fs needs to mount the bucket.
 #[derive(Debug, Clone)]
 pub struct Bucket {

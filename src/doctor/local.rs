@@ -30,17 +30,20 @@ pub fn mount(config: &config::Store) -> Finding {
         return Finding::bad(CHECK, format!("{dir} cannot be looked at; see that its mount is alive"));
     };
     let on = format!("{dir} is on {} ({})", mount.point.display(), mount.fstype);
-    match (mount.point == Path::new("/"), config.must_be_mount) {
-        (false, _) => Finding::fine(CHECK, on),
-        (true, true) => Finding::bad(
+    match config.mount_point() {
+        Some(point) if mount.point.starts_with(point) => Finding::fine(CHECK, on),
+        Some(point) => Finding::bad(
             CHECK,
-            format!("{dir} is no mount but a plain directory; mount the bucket there, or set MOLTINIT_MOUNT=s3fs"),
+            format!(
+                "{on}, and no mount is at {}: nothing is written there; mount the bucket there, or set MOLTINIT_MOUNT=s3fs",
+                point.display()
+            ),
         ),
-        (true, false) if !config.durable => Finding::doubtful(
+        None if mount.point == Path::new("/") && !config.durable => Finding::doubtful(
             CHECK,
             format!("{dir} is inside the container and vanishes with it; mount a bucket and set MOLTINIT_STORE"),
         ),
-        (true, false) => Finding::fine(CHECK, on),
+        None => Finding::fine(CHECK, on),
     }
 }
 
@@ -51,7 +54,10 @@ pub fn store(config: &config::Store) -> Finding {
     if !config.must_be_mount && !config.dir.exists() {
         return Finding::doubtful(CHECK, format!("{dir} does not exist yet; the first boot makes it"));
     }
-    let store = Store::open(&config.dir, Expect::Existing, Patience::default());
+    let expect = config
+        .mount_point()
+        .map_or(Expect::Existing, |point| Expect::MountAt(point.to_owned()));
+    let store = Store::open(&config.dir, expect, Patience::default());
     let begun = Instant::now();
     match round_trip(&store) {
         Ok(()) if begun.elapsed() > SLOW => Finding::doubtful(

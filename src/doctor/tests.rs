@@ -33,6 +33,22 @@ fn of<'a>(found: &'a [(&'static str, Verdict, String)], check: &str) -> (Verdict
     (*verdict, said)
 }
 
+#[test]
+fn a_mount_elsewhere_is_not_the_one_that_has_to_be_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = config(dir.path(), &[]).store;
+    store.must_be_mount = true;
+    for (at, verdict) in [
+        ("/proc", Verdict::Fine),
+        ("/proc/1", Verdict::Bad),
+        ("/data/moltbot", Verdict::Bad),
+    ] {
+        store.dir = at.into();
+        let found = local::mount(&store);
+        assert!(found.verdict == verdict, "{at}: {}", found.said);
+    }
+}
+
 #[tokio::test]
 async fn each_failure_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
