@@ -159,6 +159,12 @@ pub enum Event {
         by: String,
         why: String,
     },
+    /// It is another supervisor that is fenced, by this one: it goes on with a branch, of which this is the newest commit.
+    StoreBranched {
+        by: String,
+        why: String,
+        branch: CommitId,
+    },
     /// The local port is open, with this browser behind it.
     BrowserOffered {
         upstream: String,
@@ -202,7 +208,7 @@ impl Event {
             Event::SnapshotSuspicious { .. } => "snapshot.suspicious",
             Event::StoreUnavailable { .. } => "store.unavailable",
             Event::StoreRecovered { .. } => "store.recovered",
-            Event::StoreFenced { .. } => "store.fenced",
+            Event::StoreFenced { .. } | Event::StoreBranched { .. } => "store.fenced",
             Event::BrowserConnected { .. } => "browser.connected",
             Event::BrowserFailed { .. } => "browser.failed",
             Event::MemoryPressure { .. } => "memory.pressure",
@@ -241,7 +247,7 @@ impl Event {
             Event::GatewayFound { version } => vec![version],
             Event::GatewayConfigRolledBack { reason, kept } => vec![reason, kept],
             Event::StoreAvailable { path, .. } => vec![path],
-            Event::StoreFenced { by, why } => vec![by, why],
+            Event::StoreFenced { by, why } | Event::StoreBranched { by, why, .. } => vec![by, why],
             Event::SnapshotPending { warnings, .. } | Event::SnapshotCommitted { warnings, .. } => {
                 warnings.iter_mut().collect()
             }

@@ -101,6 +101,8 @@ pub fn fold(mut status: Status, event: &Event, now: Timestamp) -> Status {
             let why = format!("{why} (by {by})");
             turn(&mut status.store, StoreState::Fenced, Some(why), now);
         }
+        // Commits here are the ones that a boot follows.
+        Event::StoreBranched { .. } => {}
         Event::StoreMeasured { objects, bytes } => {
             // Upkeep counts only what nobody has taken over.
             if status.store.state == StoreState::Fenced {

@@ -117,8 +117,8 @@ struct Keeper {
     /// Whose commits a boot would follow instead of ours, and since when that was said.
     rival: Option<(Rival, Instant)>,
     rival_ended: Arc<AtomicBool>,
-    /// The newest commit of a branch from our base that was spoken of.
-    branch: Option<CommitId>,
+    /// The generation of which it was said that another goes on from its base.
+    branched: Option<Ulid>,
 }
 
 impl Keeper {
@@ -132,7 +132,7 @@ impl Keeper {
             committed: None,
             rival: None,
             rival_ended: Arc::default(),
-            branch: None,
+            branched: None,
         }
     }
 
@@ -195,10 +195,19 @@ impl Keeper {
     /// Whether the supervisor that wrote what we began from goes on writing: from there on that is a branch.
     fn look_at_base(&mut self, own: Ulid) -> Result<(), StoreError> {
         let Some(base) = self.base(own) else { return Ok(()) };
+        if self.branched == Some(own) {
+            return Ok(());
+        }
         let newest = self.history.newest(base.generation)?;
-        if let Some(branch) = newest.filter(|newest| *newest > base && Some(*newest) != self.branch) {
-            self.branch = Some(branch);
-            tracing::warn!(%branch, %base, "another supervisor goes on from where this one began; its commits are a branch: stop one of the two");
+        if let Some(branch) = newest.filter(|newest| *newest > base) {
+            self.branched = Some(own);
+            let why = format!(
+                "another supervisor goes on from {base}, where this one began; its commits are a branch, which no boot \
+                 follows: stop one of the two"
+            );
+            tracing::warn!(%branch, why);
+            let by = own.to_string();
+            self.events.emit(Event::StoreBranched { by, why, branch });
         }
         Ok(())
     }
@@ -282,6 +291,30 @@ mod tests {
         };
         assert_eq!(by, newer.generation.id().to_string());
         assert!(why.contains(&id.to_string()), "{why}");
+        assert!(said.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_branch_from_where_this_one_began_is_said_once() {
+        let mut old = Kit::new();
+        old.write("a", "1");
+        let base = old.commit();
+        let newer = other(&old, Some(base));
+        let (events, mut said) = Events::channel();
+        let mut keeper = Keeper::new(newer.history.clone(), own(&newer), events);
+        keeper.look(Instant::now()).unwrap();
+        assert!(said.try_recv().is_err());
+        old.write("a", "2");
+        let first = old.commit();
+        keeper.look(Instant::now()).unwrap();
+        let Ok(Event::StoreBranched { by, why, branch }) = said.try_recv() else {
+            panic!("nothing said")
+        };
+        assert_eq!((by, branch), (newer.generation.id().to_string(), first));
+        assert!(why.contains(&base.to_string()), "{why}");
+        old.write("a", "3");
+        old.commit();
+        keeper.look(Instant::now()).unwrap();
         assert!(said.try_recv().is_err());
     }
 
