@@ -20,6 +20,7 @@ pub fn for_each<T: Sync, E: Send, W: FnMut(&T) -> Result<(), E>>(
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(None);
     let run = || {
+        let _stop = StopOnPanic(&next, items.len());
         let mut worker = make();
         while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
             if let Err(error) = worker(item) {
@@ -38,6 +39,17 @@ pub fn for_each<T: Sync, E: Send, W: FnMut(&T) -> Result<(), E>>(
     match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
         None => Ok(()),
+    }
+}
+
+/// Ends the others' work when one panics: the panic is passed on as soon as all have stopped.
+struct StopOnPanic<'a>(&'a AtomicUsize, usize);
+
+impl Drop for StopOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.store(self.1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -64,5 +76,24 @@ mod tests {
             Err(700)
         );
         assert_eq!(for_each(&[], || |(): &()| Err(())), Ok(()));
+    }
+
+    #[test]
+    fn a_panic_of_one_thread_ends_all_and_is_passed_on() {
+        let items: Vec<usize> = (0..1_000_000).collect();
+        let seen = AtomicUsize::new(0);
+        let panicked = std::panic::catch_unwind(|| {
+            for_each(&items, || {
+                |item: &usize| {
+                    seen.fetch_add(1, Ordering::Relaxed);
+                    assert_ne!(*item, 10, "as asked");
+                    // Slower than a panic is passed on.
+                    thread::yield_now();
+                    Ok::<(), ()>(())
+                }
+            })
+        });
+        assert!(panicked.is_err());
+        assert!(seen.into_inner() < items.len());
     }
 }

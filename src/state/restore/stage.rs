@@ -198,3 +198,59 @@ impl Stage {
 pub fn below(path: &[u8]) -> Option<&[u8]> {
     path.iter().position(|&b| b == b'/').map(|slash| &path[slash + 1..])
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        state::{
+            diff,
+            history::History,
+            model::Reason,
+            recover::{Recovered, recover},
+            restore::Progress,
+            segment::SegmentWriter,
+            tests::{
+                kit::{Kit, meta, scan},
+                process::again_alone,
+            },
+        },
+        store::{Expect, Patience, Store},
+    };
+
+    /// Set in the process that restores: where the store is.
+    const PLACE: &str = "MOLTINIT_TEST_OWNERS";
+
+    #[test]
+    fn an_owner_that_is_not_known_here_stops_no_restore() {
+        if let Some(place) = std::env::var_os(PLACE).map(std::path::PathBuf::from) {
+            let store = Store::open(&place.join("store"), Expect::Existing, Patience::default());
+            let history = History::open(store, "default", None).unwrap();
+            let targets = [("state".to_owned(), place.join("back"))];
+            let recovered = recover(
+                &history,
+                &|_| Ok(targets.to_vec()),
+                &place.join("work"),
+                &Progress::default(),
+            );
+            assert!(matches!(recovered.unwrap(), Recovered::Restored { .. }));
+            return;
+        }
+        let mut kit = Kit::new();
+        kit.write("dir/theirs", "content");
+        let (id, live, spool) = (kit.generation.next_id(), kit.live(), kit.path("spool"));
+        let mut writer = SegmentWriter::new(&kit.head, &spool, id, None).unwrap();
+        let mut tree = scan(&live, &mut writer);
+        for path in [&b"state/dir"[..], b"state/dir/theirs"] {
+            let entry = tree.get_mut(path).unwrap();
+            (entry.uid, entry.gid) = (4711, 4712);
+        }
+        let delta = diff::delta(kit.head.tree(), &tree);
+        let segment = writer.finish(meta(id, None, Reason::Change), delta).unwrap();
+        kit.history.commit(&segment).unwrap();
+        let name = "an_owner_that_is_not_known_here_stops_no_restore";
+        let restored = again_alone(module_path!(), name, PLACE, &kit.path("")).wait().unwrap();
+        let said = std::fs::read_to_string(kit.path("stderr")).unwrap();
+        assert!(restored.success(), "{said}");
+        assert_eq!(std::fs::read(kit.path("back/dir/theirs")).unwrap(), b"content");
+    }
+}

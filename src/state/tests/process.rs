@@ -12,6 +12,14 @@ pub fn again(module: &str, name: &str, key: &str, place: &Path) -> Child {
     spawn(Command::new(std::env::current_exe().unwrap()), module, name, key, place)
 }
 
+/// The same in a user namespace that knows no other user than us.
+pub fn again_alone(module: &str, name: &str, key: &str, place: &Path) -> Child {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user"]);
+    command.arg(std::env::current_exe().unwrap());
+    spawn(command, module, name, key, place)
+}
+
 /// The same in a user namespace that has ten inotify watches.
 pub fn again_with_few_watches(module: &str, name: &str, key: &str, place: &Path) -> Child {
     let mut command = Command::new("unshare");
