@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """A callback receiver that verifies every request with the published Standard Webhooks library.
 
-    receiver.py '{"secret": "whsec_…", "port": 0, "answers": [{"status": 503, "headers": {"retry-after": "1"}}], "then": 204}'
+    receiver.py '{"secret": "whsec_…", "log": FILE, "answers": [{"status": 503, "headers": {"retry-after": "1"}}], "then": 204}'
 
-Prints its port, then one JSON line for each request: what came, whether it verified, and what was answered. The
-answers are given in order; after the last every request gets `then`. `delay` seconds hold an answer back. With
-`certificate` and `key` (PEM files) it speaks TLS. As a proxy (absolute request targets) it answers all the same.
+Prints its port. In the log is one JSON line for each request, before it is answered: what came, whether it verified,
+and what the answer will be. The answers are given in order; after the last every request gets `then`. `delay` seconds
+hold an answer back. With `certificate` and `key` (PEM files) it speaks TLS. As a proxy (absolute request targets) it
+answers all the same.
 """
 
 import json
@@ -18,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from standardwebhooks import Webhook, WebhookVerificationError
 
 plan = json.loads(sys.argv[1])
+log = open(plan["log"], "a", encoding="utf-8")
 answers = iter(plan.get("answers", []))
 lock = threading.Lock()
 
@@ -46,6 +48,7 @@ class Handler(BaseHTTPRequestHandler):
                         "at": time.monotonic(),
                     }
                 ),
+                file=log,
                 flush=True,
             )
         time.sleep(answer.get("delay", 0))
@@ -66,7 +69,7 @@ class Server(ThreadingHTTPServer):
         pass
 
 
-server = Server(("127.0.0.1", plan.get("port", 0)), Handler)
+server = Server(("127.0.0.1", 0), Handler)
 if "certificate" in plan:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(plan["certificate"], plan["key"])

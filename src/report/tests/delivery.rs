@@ -36,7 +36,8 @@ fn exited(pid: i32) -> Event {
 impl World {
     /// Waits until the status is as wanted.
     async fn until(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
-        for _ in 0..600 {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(120) {
             let status = self.report.status();
             if wanted(&status) {
                 return status;
@@ -160,13 +161,8 @@ async fn what_the_shutdown_could_not_deliver_the_next_container_does() {
 /// A receiver that is away costs nobody an event, and the wait for it is cut short by a change of settings.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_the_receiver_loses_nothing() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = nobody.local_addr().unwrap().port();
-    drop(nobody);
-    let world = world(posted_to(callback(&format!(
-        "http://user:hunter2@127.0.0.1:{port}/hook?key=hunter2"
-    ))))
-    .await;
+    let nobody = callback("http://user:hunter2@127.0.0.1:9/hook?key=hunter2");
+    let world = world(posted_to(nobody)).await;
     for pid in 1..=3 {
         world.events.emit(exited(pid));
     }
@@ -187,12 +183,13 @@ async fn proxies_and_the_systems_roots_are_honoured() {
     if let Some(url) = role() {
         let world = world(posted_to(callback(&url))).await;
         world.events.emit(exited(1));
+        // Once may be for want of time on a busy machine.
         let status = world
             .until("it is delivered or has failed", |status| {
-                status.callbacks.delivered + status.callbacks.failures > 0
+                status.callbacks.delivered > 0 || status.callbacks.failures > 2
             })
             .await;
-        assert_eq!(status.callbacks.failing, None);
+        assert!(status.callbacks.delivered > 0, "{status:#?}");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -237,10 +234,11 @@ open(out + '/key.pem', 'wb').write(own.private_bytes(serialization.Encoding.PEM,
         )
     };
     let (fine, said) = run(&url, "SSL_CERT_FILE", &file("ca.pem"));
-    assert!(fine && tls.got().len() == 1, "{said}");
+    let before = tls.got().len();
+    assert!(fine && before > 0, "{said}");
     // A root that is not the system's.
     let (fine, said) = run(&url, "SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt");
-    assert!(!fine && tls.got().len() == 1, "{said}");
+    assert!(!fine && tls.got().len() == before, "{said}");
 
     let proxy = Receiver::start(json!({}));
     let (fine, said) = run(

@@ -3,7 +3,6 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
 };
 
 use serde_json::{Value, json};
@@ -41,7 +40,8 @@ impl Drop for Process {
 /// `tests/tools/receiver.py`.
 pub struct Receiver {
     pub port: u16,
-    lines: Arc<Mutex<Vec<String>>>,
+    /// What it got, there before its sender has an answer.
+    log: tempfile::NamedTempFile,
     _process: Process,
 }
 
@@ -58,9 +58,11 @@ pub struct Got {
 }
 
 impl Receiver {
-    /// `plan` as the tool has it, without the secret.
+    /// `plan` as the tool has it, without the secret and the log.
     pub fn start(mut plan: Value) -> Receiver {
+        let log = tempfile::NamedTempFile::new().unwrap();
         plan["secret"] = json!(SECRET);
+        plan["log"] = json!(log.path());
         let mut child = python()
             .arg(format!("{ROOT}/tests/tools/receiver.py"))
             .arg(plan.to_string())
@@ -71,16 +73,9 @@ impl Receiver {
         let process = Process(child);
         let mut port = String::new();
         out.read_line(&mut port).unwrap();
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let sink = lines.clone();
-        std::thread::spawn(move || {
-            for line in out.lines().map_while(Result::ok) {
-                sink.lock().unwrap().push(line);
-            }
-        });
         Receiver {
             port: port.trim().parse().unwrap(),
-            lines,
+            log,
             _process: process,
         }
     }
@@ -90,7 +85,10 @@ impl Receiver {
     }
 
     pub fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap().clone()
+        let log = std::fs::read_to_string(self.log.path()).unwrap();
+        // The last may be in the midst of being written.
+        let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(str::to_owned).collect()
     }
 
     /// Everything that has come, each of which verified.
