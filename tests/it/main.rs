@@ -6,12 +6,14 @@
 
 mod attach;
 mod browser;
+mod callbacks;
 mod canaries;
 mod chaos;
 mod commands;
 mod exec;
 mod gateway;
 mod image;
+mod interface;
 mod life;
 mod mistakes;
 mod outage;

@@ -1,4 +1,5 @@
-//! The HTTP interface, held to what it says of itself by published tools.
+//! The HTTP interface, held to what it says of itself by published tools. That the server is as its description says is
+//! shown by the real one, in `tests/it/interface.rs`.
 
 use super::{tools::python, *};
 
@@ -8,68 +9,6 @@ async fn the_api_describes_itself() {
     let (status, _, document) = world.with_token("GET", "/openapi.json").await;
     assert_eq!((status, document["openapi"].as_str()), (200, Some("3.1.0")));
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_server_is_as_its_description_says() {
-    let world = world(guarded()).await;
-    for event in [
-        Event::BootPhase { phase: Phase::Done },
-        Event::ServiceStarted {
-            service: "gateway".into(),
-            pid: 42,
-        },
-        Event::SnapshotSuspicious {
-            commit: commit(),
-            why: "most of it is gone".into(),
-        },
-        Event::StoreUnavailable { why: "gone".into() },
-    ] {
-        world.events.emit(event);
-    }
-    world.report.carry().await;
-    let (_, _, mut document) = world.with_token("GET", "/openapi.json").await;
-    // A poll waits as long as it is asked to; the tool asks for a minute at a time.
-    for path in ["/events", "/operations/{id}"] {
-        let parameters = document["paths"][path]["get"]["parameters"].as_array_mut().unwrap();
-        let wait = parameters
-            .iter_mut()
-            .find(|parameter| parameter["name"] == "wait")
-            .unwrap();
-        wait["schema"]["pattern"] = json!("^([0-9]{1,2}ms|0)$");
-    }
-    let description = world.dir.path().join("openapi.json");
-    std::fs::write(&description, document.to_string()).unwrap();
-    let addr = world.addr;
-    let output = tokio::task::spawn_blocking(move || {
-        python()
-            .args(["-m", "schemathesis.cli", "run", "--no-color"])
-            .arg(description)
-            .args(["--url", &format!("http://{addr}")])
-            .args(["-H", &format!("Authorization: Bearer {TOKEN}")])
-            .args([
-                "--checks",
-                "all",
-                "--max-examples",
-                "20",
-                "--seed",
-                "1",
-                "--generation-deterministic",
-            ])
-            // A probe that says no is no error of the server.
-            .args(["--exclude-checks", "not_a_server_error", "--request-timeout", "30"])
-            .current_dir(std::env::temp_dir())
-            .output()
-            .unwrap()
-    })
-    .await
-    .unwrap();
-    assert!(
-        output.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
 }
 
 /// The OpenMetrics parser of Prometheus' own Python client.

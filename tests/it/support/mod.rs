@@ -7,11 +7,13 @@ pub mod gateway;
 pub mod http;
 pub mod process;
 pub mod pty;
+pub mod receiver;
 pub mod s3;
 
 use std::{
     fmt::Display,
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -21,9 +23,21 @@ pub const MOLTINIT: &str = env!("CARGO_BIN_EXE_moltinit");
 /// Generous: a deadline is there to end a test that hangs, not to measure.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A loopback port that nobody listens on. The listener that found it is gone, so use it soon.
+/// A loopback port that nobody listens on, given once. It is below those that the kernel gives to whoever asks for any, so
+/// nobody is given it before it is used.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 12_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Other processes of tests look from elsewhere on.
+    let from = std::process::id().wrapping_mul(389);
+    loop {
+        let at = from.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        let port = u16::try_from(FIRST + at).unwrap();
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Asks until there is an answer.
