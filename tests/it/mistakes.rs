@@ -4,13 +4,14 @@
 use std::{
     fs,
     net::TcpListener,
+    os::unix::fs::{PermissionsExt, symlink},
     path::Path,
     process::{Command, Output},
     time::Duration,
 };
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{
     MOLTINIT, PATIENCE,
@@ -72,6 +73,126 @@ fn every_problem_of_the_configuration_is_listed_at_once() {
         !disk.path("store").exists() && !disk.path("data").exists(),
         "nothing was started"
     );
+}
+
+/// What is wrong with what the gateway is given is said by the name of its variable, and nothing is started.
+#[test]
+fn a_bad_token_or_provider_of_the_gateways_is_named_and_nothing_is_started() {
+    let disk = Disk::new();
+    let cases: [(&[(&str, &str)], &str); 8] = [
+        (&[("OPENCLAW_GATEWAY_TOKEN", "")], "OPENCLAW_GATEWAY_TOKEN: is empty"),
+        (&[("MOLTBOT_GATEWAY_TOKEN", "")], "MOLTBOT_GATEWAY_TOKEN: is empty"),
+        (
+            &[("OPENCLAW_GATEWAY_TOKEN", "my canary")],
+            "OPENCLAW_GATEWAY_TOKEN: holds a space",
+        ),
+        (
+            &[("OPENCLAW_GATEWAY_TOKEN", "canary\nline")],
+            "OPENCLAW_GATEWAY_TOKEN: holds a space or a line break",
+        ),
+        (
+            &[
+                ("CLOUDFLARE_AI_GATEWAY_API_KEY", "canary"),
+                ("CF_AI_GATEWAY_GATEWAY_ID", "g"),
+            ],
+            "CF_AI_GATEWAY_ACCOUNT_ID: must be set",
+        ),
+        (&[("AI_GATEWAY_API_KEY", "canary")], "AI_GATEWAY_BASE_URL: must be set"),
+        (
+            &[("ANTHROPIC_API_KEY", "canary"), ("ANTHROPIC_BASE_URL", "proxy")],
+            "ANTHROPIC_BASE_URL: is not an http(s) URL",
+        ),
+        (&[("SLACK_BOT_TOKEN", "canary")], "SLACK_APP_TOKEN: must be set"),
+    ];
+    for (env, expected) in cases {
+        for args in [&["run"][..], &["config", "check"]] {
+            let output = moltinit(&disk, env, args);
+            let said = said(&output);
+            assert_eq!(output.status.code(), Some(78), "{env:?}: {said}");
+            assert_eq!(said.matches(expected).count(), 1, "{env:?}: {said}");
+            assert!(!said.contains("canary"), "{said}");
+        }
+    }
+    assert!(!disk.path("store").exists() && !disk.path("data").exists() && !disk.state().exists());
+}
+
+/// A configuration of the gateway's that no one but its owner can mend.
+struct Unusable {
+    disk: Disk,
+    container: Container,
+    says: &'static str,
+}
+
+impl Unusable {
+    /// `make` puts it into its place.
+    fn start(says: &'static str, make: impl FnOnce(&Path)) -> Unusable {
+        let disk = Disk::new();
+        fs::create_dir_all(disk.state()).unwrap();
+        make(&disk.state().join("openclaw.json"));
+        let container = stand_in(&disk, &disk.path("store"));
+        Unusable { disk, container, says }
+    }
+
+    /// It is said wherever one would look, nobody loops, and nothing is overwritten.
+    fn is_held(&self) {
+        let gateway = || self.container.status()["services"]["gateway"].clone();
+        eventually(format_args!("{}; log: {}", self.says, self.container), PATIENCE, || {
+            (gateway()["state"] == "held").then_some(())
+        });
+        let gateway = gateway();
+        let why = gateway["why"].as_str().unwrap();
+        let file = self.disk.state().join("openclaw.json");
+        assert!(why.contains(self.says) && why.contains(file.to_str().unwrap()), "{why}");
+        assert_eq!((&gateway["starts"], &gateway["pid"]), (&Value::from(0), &Value::Null));
+        let ready = self.container.get("/readyz").unwrap();
+        assert_eq!((ready.status, &ready.json()["failing"]), (503, &json!(["gateway"])));
+        let shown = self.disk.command(&["status"]).output().unwrap();
+        assert!(String::from_utf8_lossy(&shown.stdout).contains(self.says), "{shown:?}");
+        assert!(
+            self.container.log().matches(self.says).count() < 4,
+            "{}",
+            self.container
+        );
+    }
+}
+
+#[test]
+fn a_configuration_that_only_a_person_can_mend_is_named_in_the_status_and_stays_as_it_is() {
+    let torn = Unusable::start("is not JSON5", |file| fs::write(file, "{ my notes").unwrap());
+    let directory = Unusable::start("is a directory", |file| fs::create_dir(file).unwrap());
+    let dangling = Unusable::start("is a link to /nowhere/openclaw.json, which is not there", |file| {
+        symlink("/nowhere/openclaw.json", file).unwrap();
+    });
+    let read_only = Unusable::start("make it writable", |file| {
+        fs::write(file, "{}").unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(0o444)).unwrap();
+    });
+    let mut bound = None;
+    let mounted = Unusable::start("mount its directory instead", |file| {
+        fs::write(file, "{}").unwrap();
+        mount(Some(file), file, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        bound = Some(Volume(file.to_owned()));
+    });
+    for one in [&torn, &directory, &dangling, &read_only, &mounted] {
+        one.is_held();
+    }
+    let config = |of: &Unusable| of.disk.state().join("openclaw.json");
+    assert_eq!(fs::read_to_string(config(&torn)).unwrap(), "{ my notes");
+    assert_eq!(fs::read_dir(config(&directory)).unwrap().count(), 0);
+    assert!(fs::symlink_metadata(config(&dangling)).unwrap().is_symlink());
+    assert_eq!(fs::read_to_string(config(&read_only)).unwrap(), "{}");
+    assert_eq!(fs::read_to_string(config(&mounted)).unwrap(), "{}");
+    for one in [&torn, &directory, &dangling, &read_only] {
+        let kept = fs::read_dir(one.disk.state()).unwrap().flatten();
+        let kept: Vec<_> = kept.map(|entry| entry.file_name()).collect();
+        assert_eq!(kept.len(), 1, "{kept:?}");
+    }
+
+    fs::write(config(&torn), "{ mine: {} }").unwrap();
+    let started = torn.disk.command(&["start", "gateway", "--wait"]).output().unwrap();
+    assert!(started.status.success(), "{started:?}; {}", torn.container);
+    torn.container.wait_for("/readyz", PATIENCE);
+    drop((mounted, bound));
 }
 
 #[test]
