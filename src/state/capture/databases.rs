@@ -12,7 +12,7 @@ use crate::state::{
     chunk,
     model::{Extent, Kind, TreePath},
     segment::{SegmentError, SegmentWriter},
-    sqlite::{self, CaptureError, SMALLEST},
+    sqlite::{self, CaptureError, SMALLEST, Users},
     walk::{Stat, What, split},
 };
 
@@ -120,8 +120,9 @@ impl<'a> Databases<'a> {
         let known = memory.database(path, stat.inode());
         // SQLite opens by path. What it opened is what was looked at if that is there before and after.
         let there = || fs::symlink_metadata(&real).is_ok_and(|now| (now.dev(), now.ino()) == stat.inode());
+        let users = if is_own(path) { Users::Ourselves } else { Users::Others };
         let captured = if there() {
-            sqlite::capture(&real, old, known, writer)
+            sqlite::capture(&real, users, old, known, writer)
         } else {
             Err(CaptureError::Unavailable("it was replaced".into()))
         };
@@ -225,8 +226,6 @@ fn begins(places: &mut Places, path: &[u8]) -> Option<Vec<u8>> {
 /// Whether beside a file that could be made of pages there is a log of SQLite's, by how those begin.
 fn has_log(places: &mut Places, path: &[u8], stat: &Stat) -> bool {
     const JOURNAL: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
-    const LOG: [[u8; 4]; 2] = [[0x37, 0x7f, 0x06, 0x82], [0x37, 0x7f, 0x06, 0x83]];
     let mut begin = |end: &[u8]| begins(places, &[path, end].concat()).unwrap_or_default();
-    stat.len.is_multiple_of(SMALLEST)
-        && (begin(b"-journal").starts_with(&JOURNAL) || LOG.iter().any(|log| begin(b"-wal").starts_with(log)))
+    stat.len.is_multiple_of(SMALLEST) && (begin(b"-journal").starts_with(&JOURNAL) || sqlite::is_log(&begin(b"-wal")))
 }

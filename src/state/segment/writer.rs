@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sys::statvfs::fstatvfs;
 use sha2::{Digest, Sha256};
 use zstd::bulk::Compressor;
 
@@ -139,6 +140,17 @@ impl<'a> SegmentWriter<'a> {
         };
         writer.out.write(&MAGIC).map_err(fail)?;
         Ok(writer)
+    }
+
+    /// A file for `len` bytes on their way here, that is gone when it is closed. Where they would take most of the room
+    /// that is left there is none: the disk is the agent's.
+    pub(in crate::state) fn scratch(&self, len: u64) -> io::Result<File> {
+        let file = unlinked(&self.dir)?;
+        let disk = fstatvfs(&file)?;
+        match disk.blocks_available().saturating_mul(disk.fragment_size()) / 2 {
+            room if room < len => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(file),
+        }
     }
 
     /// Whether a chunk is in the store or in this segment, so that it need not be put again.

@@ -1,24 +1,33 @@
 //! A consistent image of a database that others are using, through SQLite's own locks.
 //!
-//! Pages are read with `sqlite_dbpage` inside read transactions that are kept so short that nobody notices: a few
-//! milliseconds each, as many as it takes, and after each of them it is known which pages have changed since they
-//! were read (from the log's frame headers, or the change counter where there is no log). The image is done when a
-//! transaction ends with nothing left to read: then every page is as that one transaction sees it.
+//! Nobody who uses a database waits for more than a few milliseconds. With a log, the file itself is written to by
+//! checkpoints only, and only where the log has frames: all other pages are read from the file without any lock, a
+//! little at a time, and after each time the log's frame headers tell what has changed since. What is left is read with
+//! `sqlite_dbpage` inside short read transactions. The image is done when a transaction ends with nothing left to read:
+//! then every page is as that one transaction sees it.
+//!
+//! Without a log a writer waits for whoever reads, and all that is known of what it did is a change counter. Such a
+//! database is read in short transactions too; one that is written to meanwhile is copied in a single one, which takes
+//! a small part of the time that reading it does.
 //!
 //! SQLite's locks are POSIX locks, and closing any descriptor of a file drops all of the process's locks on it. So
-//! no database is opened as a plain file while a connection of this process has it open.
+//! the file is closed after the connection to it, and not opened at all where this process has other connections.
 
 mod image;
 mod reader;
 mod wal;
 
 use std::{
+    collections::BTreeSet,
+    fs::File,
+    os::unix::fs::FileExt,
     path::Path,
     time::{Duration, Instant},
 };
 
 use image::{Image, Layout};
 use reader::{Reader, View};
+pub use wal::is_log;
 
 use crate::state::{
     model::{Extent, Hash},
@@ -32,6 +41,9 @@ const _: &str = env!(
     "SQLite has to be built with the flags in .cargo/config.toml: run cargo inside the repository, and copy .cargo with it"
 );
 
+/// Where the bytes are that SQLite locks.
+const LOCKS: u32 = 1 << 30;
+
 /// The first bytes of every database.
 pub const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
@@ -42,12 +54,23 @@ pub const SMALLEST: u64 = 512;
 /// a time that a writer who waits at all still waits for: its writers wait once, rather than it never being captured.
 const SLICE: Duration = Duration::from_millis(2);
 const LONGEST_SLICE: Duration = Duration::from_secs(2);
+/// How many times as long as for a slice the database is left alone after it.
+const REST: u32 = 5;
 /// Times that this may happen before the database is left for later.
 const OUTRUN: u32 = 12;
 /// Bytes of pages held at a time.
 const BUFFER: usize = 1 << 20;
+/// Bytes read between two looks at the log when no lock is held. A log that has been begun anew twice from one look to the
+/// next tells nothing, so the looks are close.
+const SKIM: usize = 128 << 10;
 /// Times in a row that a database may be locked between two slices.
 const BUSY: u32 = 10;
+/// Times that nobody may know what has changed, so that all of it has to be read again, before no more is read without a
+/// lock. The first time nothing has been read yet; later ones take a part of the time, as only what differs is stored.
+const LOST: u32 = 10;
+/// How long it is waited, a few times, until the log tells from where on something has changed.
+const SETTLE: Duration = Duration::from_millis(10);
+const SETTLES: u32 = 10;
 
 /// What is known of a database as of its last image, to read only what changed since. Can be lost without harm.
 #[derive(Debug, Clone, Default)]
@@ -80,6 +103,8 @@ pub struct Captured {
     pub behind: Option<u64>,
     /// Pages that were read for it, counted as often as they were.
     pub read: u64,
+    /// Those of them for which a lock was held.
+    pub locked: u64,
 }
 
 /// Why there is no image.
@@ -110,18 +135,30 @@ impl From<rusqlite::Error> for CaptureError {
     }
 }
 
+/// Who else has a database open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Users {
+    /// Other processes.
+    Others,
+    /// This process may, too.
+    Ourselves,
+}
+
 /// Captures the database at `path`. `old` is its last image in the snapshot with its page size, `known` what its
 /// last capture found out, if that belongs to the same file.
 pub fn capture(
     path: &Path,
+    users: Users,
     old: Option<(u32, &[Extent])>,
     known: Option<&Known>,
     writer: &mut SegmentWriter,
 ) -> Result<Captured, CaptureError> {
-    let reader = Reader::open(path)?;
+    let reader = Reader::open(path, users)?;
     loop {
-        let page_size = reader.view()?.page_size;
-        let work = Work::begin(page_size, old, known, wal::Times::of(path));
+        let view = reader.view()?;
+        let (page_size, pages) = (view.page_size, view.pages);
+        drop(view);
+        let work = Work::begin(page_size, pages, old, known, wal::Times::of(path));
         if let Some(captured) = work.capture(&reader, writer)? {
             return Ok(captured);
         }
@@ -135,22 +172,30 @@ struct Work<'a> {
     seen: Option<Seen>,
     main: Option<wal::Times>,
     hashes: Vec<u64>,
+    /// How many pages there were at the last look.
+    pages: u32,
     /// Pages that have been put: the image has them otherwise than `layout`.
     put: PageSet,
     stale: PageSet,
+    /// Every page that the log has had since this was begun, and maybe more; `None` when that is not known.
+    logged: Option<PageSet>,
+    /// How often it was not known what has changed.
+    lost: u32,
     /// Blocks to be put as a whole, by their first pages.
     rewrite: PageSet,
     /// Pages that were read and not looked at yet, in ascending order.
     buffer: Vec<u8>,
     numbers: Vec<u32>,
-    /// Pages read up to now.
+    /// Pages read up to now, and those with a lock.
     read: u64,
+    locked: u64,
 }
 
 impl<'a> Work<'a> {
     /// `main` is what the file itself is like now.
     fn begin(
         page_size: u32,
+        pages: u32,
         old: Option<(u32, &'a [Extent])>,
         known: Option<&Known>,
         main: Option<wal::Times>,
@@ -168,21 +213,27 @@ impl<'a> Work<'a> {
                 .and_then(|known| known.seen),
             main: None,
             hashes: known.map(|known| known.pages.clone()).unwrap_or_default(),
+            pages,
             put: PageSet::default(),
             stale: PageSet::default(),
+            logged: None,
+            lost: 0,
             rewrite: PageSet::default(),
             buffer: Vec::new(),
             numbers: Vec::new(),
             read: 0,
+            locked: 0,
         }
     }
 
     /// Reads slice by slice until all that was read is of one moment. `None` if the page size changes meanwhile.
     fn capture(mut self, reader: &Reader, writer: &mut SegmentWriter) -> Result<Option<Captured>, CaptureError> {
         let (mut left, mut outrun, mut busy) = (None, 0, 0);
+        self.skim(reader, writer)?;
         loop {
             let before = reader.mark(self.seen)?;
             self.main = reader.settled();
+            interruption();
             let held = Instant::now();
             let view = match reader.view() {
                 // It was free a moment ago, so it is not held for good.
@@ -196,54 +247,176 @@ impl<'a> Work<'a> {
             if view.page_size != self.image.page_size() {
                 return Ok(None);
             }
-            self.note(reader, &view)?;
+            self.pages = view.pages;
+            let changed = match (self.seen, view.counter) {
+                (Some(Seen::Log(mark)), None) => reader.changed(mark)?,
+                (Some(Seen::Counter(seen)), Some(now)) if seen == now => Some(Default::default()),
+                _ => None,
+            };
+            self.note(changed.as_ref());
             let stale = self.stale.len();
+            if changed.is_none() && view.counter.is_none() && self.lost < LOST {
+                drop(view);
+                self.lost += 1;
+                self.skim(reader, writer)?;
+                continue;
+            }
             outrun += u32::from(left.is_some_and(|left| left <= stale));
             left = Some(stale);
             if outrun > OUTRUN {
                 return Err(CaptureError::Outrun);
             }
+            let copy = match outrun {
+                0 => None,
+                _ => view.copy(|len| writer.scratch(len))?,
+            };
             let slice = SLICE.saturating_mul(1 << outrun).min(LONGEST_SLICE);
-            let done = self.read(&view, slice, writer)?;
+            let done = match copy {
+                Some(_) => Some(view.pages),
+                None => self.read(&view, slice, writer)?,
+            };
             let behind = done.and_then(|_| reader.behind(&view));
             self.seen = view.seen(before);
             drop(view);
             let held = held.elapsed();
             let free = Instant::now();
             self.put(writer)?;
+            if let Some(copy) = &copy {
+                self.logged = None;
+                while self.read_still(copy, BUFFER)? {
+                    self.put(writer)?;
+                }
+            }
             if let Some(pages) = done {
                 return Ok(Some(self.finish(pages, behind)));
             }
-            // As long as it was held: a checkpoint does not queue, but looks now and then, ever more seldom, whether
+            // Much longer than it was held: a checkpoint does not queue, but looks now and then, ever more seldom, whether
             // it may begin.
-            std::thread::sleep(held.min(SLICE).saturating_sub(free.elapsed()));
+            std::thread::sleep((REST * held.min(SLICE)).saturating_sub(free.elapsed()));
         }
     }
 
-    /// Takes note of what may have changed up to `view`: everything, if nobody knows.
-    fn note(&mut self, reader: &Reader, view: &View) -> Result<(), CaptureError> {
-        let changed = match (self.seen, view.counter) {
-            (Some(Seen::Log(mark)), None) => reader.changed(mark)?,
-            (Some(Seen::Counter(seen)), Some(now)) if seen == now => Some(Default::default()),
-            _ => None,
-        };
-        match &changed {
+    /// Reads without a lock what lies still in the file of a database with a log: every page that is not in the log.
+    /// A checkpoint writes to the file what the log has, and nobody else does.
+    fn skim(&mut self, reader: &Reader, writer: &mut SegmentWriter) -> Result<(), CaptureError> {
+        let Some(file) = reader.file() else { return Ok(()) };
+        while self.lost < LOST
+            && let Some(before) = self.settled_mark(reader)?
+        {
+            let changed = match self.seen {
+                Some(Seen::Log(mark)) => reader.changed(mark)?,
+                _ => None,
+            };
+            self.lost += u32::from(changed.is_none());
+            self.note(changed.as_ref());
+            self.seen = Some(Seen::Log(before));
+            // What a slice or two can read is left to them.
+            if self.stale.len() as usize * self.image.page_size() as usize <= BUFFER {
+                break;
+            }
+            if self.logged.is_none() {
+                let mut logged = PageSet::default();
+                reader.logged()?.into_iter().for_each(|page| logged.insert(page));
+                self.logged = Some(logged);
+            }
+            interruption();
+            // A file that has become shorter is for a transaction to make sense of.
+            let Ok(true) = self.read_still(file, SKIM) else { break };
+            interruption();
+            match reader.changed(before)? {
+                // What was being written while it was read is read again. Put all the same, it does no harm.
+                Some(changed) => {
+                    let numbers = self.numbers.iter().filter(|page| changed.contains(page));
+                    numbers.for_each(|page| self.stale.insert(*page));
+                    self.put(writer)?;
+                }
+                None => {
+                    self.unread();
+                    self.seen = None;
+                }
+            }
+        }
+        self.unread();
+        Ok(())
+    }
+
+    /// The place where the log is now. Where there is more than a slice to read a moment is given for it to be told.
+    fn settled_mark(&self, reader: &Reader) -> Result<Option<wal::Mark>, CaptureError> {
+        let is_small = self.pages as usize * self.image.page_size() as usize <= BUFFER;
+        let mut mark = reader.mark(self.seen)?;
+        for _ in 0..SETTLES {
+            if mark.is_some() || is_small || !reader.has_log() {
+                break;
+            }
+            std::thread::sleep(SETTLE);
+            mark = reader.mark(self.seen)?;
+        }
+        Ok(mark)
+    }
+
+    /// Reads from the file itself stale pages that are not in the log, whole blocks of them up to about `most` bytes. False
+    /// if there are none.
+    fn read_still(&mut self, file: &File, most: usize) -> Result<bool, CaptureError> {
+        let (size, block) = (self.image.page_size(), self.image.block());
+        // SQLite never uses the page that its locks are in.
+        let locks = LOCKS / size + 1;
+        let mut next = 1;
+        while self.buffer.len() < most
+            && let Some(first) = self.stale.next(next, self.logged.as_ref())
+        {
+            let end = (first - 1) / block * block + block + 1;
+            let is_logged = |page| self.logged.as_ref().is_some_and(|logged| logged.contains(page));
+            let still = |page: u32| page != locks && self.stale.contains(page) && !is_logged(page);
+            let last = (first..end).take_while(|page| still(*page)).last();
+            next = last.map_or(first, |last| last) + 1;
+            let Some(last) = last else { continue };
+            let (at, len) = (self.buffer.len(), (last - first + 1) as usize * size as usize);
+            self.buffer.resize(at + len, 0);
+            let read = file.read_exact_at(&mut self.buffer[at..], u64::from(first - 1) * u64::from(size));
+            if let Err(error) = read {
+                self.buffer.truncate(at);
+                return Err(CaptureError::Unavailable(error.to_string()));
+            }
+            for page in first..=last {
+                self.numbers.push(page);
+                self.stale.remove(page);
+            }
+            self.read += u64::from(last - first + 1);
+        }
+        Ok(!self.numbers.is_empty())
+    }
+
+    /// Forgets what was read and not put.
+    fn unread(&mut self) {
+        self.buffer.clear();
+        for page in std::mem::take(&mut self.numbers) {
+            self.stale.insert(page);
+        }
+    }
+
+    /// Takes note of what may have changed up to now: everything, if nobody knows.
+    fn note(&mut self, changed: Option<&BTreeSet<u32>>) {
+        match (changed, &mut self.logged) {
+            (Some(pages), Some(logged)) => pages.iter().for_each(|page| logged.insert(*page)),
+            _ => self.logged = None,
+        }
+        match changed {
             Some(pages) => pages.iter().for_each(|page| self.stale.insert(*page)),
-            None => (1..=view.pages).for_each(|page| self.stale.insert(page)),
+            None => (1..=self.pages).for_each(|page| self.stale.insert(page)),
         }
         // Pages that the image did not have up to now are changed whether a log names them or not.
         let had = u32::try_from(self.hashes.len()).unwrap_or(u32::MAX);
-        (had + 1..=view.pages).for_each(|page| self.stale.insert(page));
-        self.hashes.resize(view.pages as usize, 0);
-        self.stale.truncate(view.pages);
+        (had + 1..=self.pages).for_each(|page| self.stale.insert(page));
+        self.hashes.resize(self.pages as usize, 0);
+        self.stale.truncate(self.pages);
         let block = self.image.block();
-        let scattered: Vec<u32> = match &changed {
+        let scattered: Vec<u32> = match changed {
             Some(pages) => pages
                 .iter()
                 .copied()
                 .filter(|page| self.layout.scattered(*page))
                 .collect(),
-            None => (1..=view.pages)
+            None => (1..=self.pages)
                 .step_by(block as usize)
                 .filter(|page| self.layout.scattered(*page))
                 .collect(),
@@ -251,9 +424,8 @@ impl<'a> Work<'a> {
         for page in scattered {
             let first = (page - 1) / block * block + 1;
             self.rewrite.insert(first);
-            (first..=view.pages.min(first + block - 1)).for_each(|page| self.stale.insert(page));
+            (first..=self.pages.min(first + block - 1)).for_each(|page| self.stale.insert(page));
         }
-        Ok(())
     }
 
     /// Reads stale pages for about a `slice`, whole blocks of them. With none left, the number of pages there are.
@@ -275,6 +447,7 @@ impl<'a> Work<'a> {
             view.read(page, &mut self.buffer)?;
             self.numbers.push(page);
             self.read += 1;
+            self.locked += 1;
             self.stale.remove(page);
         }
         Ok(Some(view.pages))
@@ -345,9 +518,17 @@ impl<'a> Work<'a> {
             },
             behind,
             read: self.read,
+            locked: self.locked,
         }
     }
 }
+
+/// Where a test has others do something.
+#[cfg(not(test))]
+fn interruption() {}
+
+#[cfg(test)]
+use tests::interruption;
 
 /// Enough of a page's hash to tell that it changed. Never 0.
 fn short(page: &[u8]) -> u64 {
@@ -395,6 +576,19 @@ impl PageSet {
             self.low += 1;
         }
         Some(self.low as u32 * 64 + self.words[self.low].trailing_zeros())
+    }
+
+    /// The first page from `from` on that is in this set, and not in `without`.
+    fn next(&self, from: u32, without: Option<&PageSet>) -> Option<u32> {
+        let first = from as usize / 64;
+        let words = self.words.iter().enumerate().skip(first.max(self.low));
+        let mut left = words.map(|(at, word)| {
+            let out = without.and_then(|set| set.words.get(at)).copied().unwrap_or(0);
+            let low = if at == first { u64::MAX << (from % 64) } else { u64::MAX };
+            (at, word & !out & low)
+        });
+        let (at, word) = left.find(|(_, word)| *word != 0)?;
+        Some(at as u32 * 64 + word.trailing_zeros())
     }
 
     /// Removes the pages after `last`.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Read, Seek},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{
@@ -16,12 +16,15 @@ use std::{
 use nix::libc;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, config::DbConfig};
 
-use super::{CaptureError, Seen, wal};
+use super::{CaptureError, LONGEST_SLICE, Seen, Users, wal};
 use crate::event::millis;
 
 /// How long a lock is waited for, looking again every millisecond: a commit without a log takes a moment. Anything
 /// longer is somebody's intention.
 const PATIENCE: i32 = 40;
+
+/// Bytes copied between two looks at the clock.
+const PART: u64 = 4 << 20;
 
 /// Nothing that is asked of a database takes longer, unless it has been made to keep us busy.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -31,13 +34,15 @@ pub struct Reader {
     question: Question,
     path: PathBuf,
     log: PathBuf,
+    /// The file itself. Closed last: that drops the locks of the connection, see [`super`].
+    file: Option<File>,
 }
 
 /// What is read in one transaction.
 pub struct View<'a> {
     /// Ends when dropped.
     tx: Transaction<'a>,
-    question: &'a Question,
+    reader: &'a Reader,
     pub page_size: u32,
     pub pages: u32,
     /// How often it was written to; `None` for one with a log, where that is not counted.
@@ -66,8 +71,13 @@ impl Question {
 impl Reader {
     /// Opens the database for reading: closing a file that was open for writing would look like a change. Only where
     /// SQLite has to undo what a crash left half-done is it opened for writing, as by whoever would open it next.
-    pub fn open(path: &Path) -> Result<Reader, CaptureError> {
-        Reader::open_for(path, LONGEST)
+    pub fn open(path: &Path, users: Users) -> Result<Reader, CaptureError> {
+        let mut reader = Reader::open_for(path, LONGEST)?;
+        reader.file = match users {
+            Users::Others => open(path)?,
+            Users::Ourselves => None,
+        };
+        Ok(reader)
     }
 
     pub(super) fn open_for(path: &Path, longest: Duration) -> Result<Reader, CaptureError> {
@@ -111,7 +121,24 @@ impl Reader {
             question,
             path: path.to_owned(),
             log: log.into(),
+            file: None,
         })
+    }
+
+    /// The file itself, for what need not go through SQLite.
+    pub fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    /// Whether there is a log, be it empty.
+    pub fn has_log(&self) -> bool {
+        self.log.exists()
+    }
+
+    /// Every page that the present run of the log has a frame of.
+    pub fn logged(&self) -> Result<BTreeSet<u32>, CaptureError> {
+        let log = open(&self.log)?;
+        wal::pages(log.as_ref()).map_err(|error| self.log_error(&error))
     }
 
     /// A place in the log that the next view has all of; `None` where there is no log, or no telling. `last` is the one
@@ -149,7 +176,7 @@ impl Reader {
 
     /// The pages that may have changed since `mark`, if the log tells.
     pub fn changed(&self, mark: wal::Mark) -> Result<Option<BTreeSet<u32>>, CaptureError> {
-        let log = self.open_log()?;
+        let log = open(&self.log)?;
         wal::changed(log.as_ref(), &self.path, mark).map_err(|error| self.log_error(&error))
     }
 
@@ -174,7 +201,7 @@ impl Reader {
             pages: u32::try_from(pages).map_err(|_| CaptureError::Damaged(format!("it has {pages} pages")))?,
             counter: (!has_log).then_some(counter),
             tx,
-            question: &self.question,
+            reader: self,
         })
     }
 
@@ -187,18 +214,9 @@ impl Reader {
             .filter(|behind| *behind > 0 && view.counter.is_some())
     }
 
-    fn open_log(&self) -> Result<Option<File>, CaptureError> {
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        match OpenOptions::new().read(true).custom_flags(flags).open(&self.log) {
-            Ok(log) => Ok(Some(log)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.log_error(&error)),
-        }
-    }
-
     /// The run that the log is in, if it has been begun.
     fn run(&self) -> Result<Option<wal::Salt>, CaptureError> {
-        let Some(log) = self.open_log()? else { return Ok(None) };
+        let Some(log) = open(&self.log)? else { return Ok(None) };
         let header = wal::header(&log).map_err(|error| self.log_error(&error))?;
         Ok(header.map(|(salt, _)| salt))
     }
@@ -208,12 +226,22 @@ impl Reader {
     }
 }
 
+/// Opens a file, if it is there.
+fn open(path: &Path) -> Result<Option<File>, CaptureError> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(CaptureError::Unavailable(format!("{}: {error}", path.display()))),
+    }
+}
+
 const PAGE: &str = "SELECT data FROM sqlite_dbpage WHERE pgno = ?1";
 
 impl View<'_> {
     /// Appends the bytes of a page.
     pub fn read(&self, page: u32, to: &mut Vec<u8>) -> Result<(), CaptureError> {
-        self.question.ask();
+        self.reader.question.ask();
         let mut read = self.tx.prepare_cached(PAGE)?;
         let len = read.query_row([page], |row| {
             let bytes = row.get_ref(0)?.as_blob()?;
@@ -224,6 +252,35 @@ impl View<'_> {
             return Err(CaptureError::Damaged(format!("its page {page} has {len} bytes")));
         }
         Ok(())
+    }
+
+    /// Copies the file of a database without a log, whose pages it has as they are. `None` with a log, or where the
+    /// file is not to be opened, or there is no room.
+    pub fn copy(&self, to: impl FnOnce(u64) -> io::Result<File>) -> Result<Option<File>, CaptureError> {
+        let Some(mut file) = self.reader.file().filter(|_| self.counter.is_some()) else {
+            return Ok(None);
+        };
+        let begun = Instant::now();
+        let mut left = u64::from(self.pages) * u64::from(self.page_size);
+        let copied = to(left).and_then(|mut copy| {
+            file.rewind()?;
+            while left > 0 && begun.elapsed() < LONGEST_SLICE {
+                let part = io::copy(&mut file.take(left.min(PART)), &mut copy)?;
+                left -= part;
+                if part == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            Ok((copy, left))
+        });
+        match copied {
+            Ok((copy, 0)) => Ok(Some(copy)),
+            Ok(_) => Err(CaptureError::Outrun),
+            Err(error) => {
+                tracing::debug!(path = %self.reader.path.display(), %error, "a database cannot be copied, and is read under its lock");
+                Ok(None)
+            }
+        }
     }
 
     /// Up to where changes have been seen with this view, given the mark taken before it.

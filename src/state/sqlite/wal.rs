@@ -14,6 +14,8 @@ use std::{
 
 use crate::state::walk::is_settled;
 
+/// The first four bytes of a log, but for the last bit, which says how its check sums are made.
+const MAGIC: u32 = 0x377f_0682;
 const HEADER: u64 = 32;
 const FRAME: u64 = 24;
 
@@ -80,10 +82,15 @@ fn read<const N: usize>(file: &File, at: u64) -> io::Result<Option<[u8; N]>> {
     }
 }
 
+/// Whether a file that begins with these bytes is a log that has been begun.
+pub fn is_log(beginning: &[u8]) -> bool {
+    beginning.len() >= 4 && be(beginning, 0) & !1 == MAGIC
+}
+
 /// The salt of the log's present run and its page size; `None` for a log that has not been begun.
 pub fn header(file: &File) -> io::Result<Option<(Salt, u32)>> {
     let header = read::<{ HEADER as usize }>(file, 0)?;
-    let header = header.filter(|header| be(header, 0) & !1 == 0x377f_0682);
+    let header = header.filter(|header| is_log(header));
     Ok(header.map(|header| (Salt(be(&header, 16), be(&header, 20)), be(&header, 8))))
 }
 
@@ -104,6 +111,17 @@ fn collect(file: &File, first: u32, salt: Salt, page_size: u32, pages: &mut BTre
         number += 1;
     }
     Ok(number - first)
+}
+
+/// Every page that the log's present run has a frame of.
+pub fn pages(log: Option<&File>) -> io::Result<BTreeSet<u32>> {
+    let mut pages = BTreeSet::new();
+    if let Some(log) = log
+        && let Some((salt, page_size)) = header(log)?
+    {
+        collect(log, 1, salt, page_size, &mut pages)?;
+    }
+    Ok(pages)
 }
 
 /// Every page that may have changed since `mark` in the database at `main`, or `None` when that cannot be told.
