@@ -18,13 +18,14 @@ use super::{
     segment::{Segment, SegmentError, SegmentWriter, reader::ReadError},
 };
 
-/// Objects in a tier before it is gathered.
-const FULL: usize = 16;
+/// Objects in a tier before it is gathered. More of them make a restore read from more objects; fewer have what stays in
+/// use copied more often, and kept commits need every copy.
+const FULL: usize = 32;
 /// Bytes in use up to which an object is in the lowest tier; each next tier goes up to eight times as much.
 const LOWEST: u64 = 128 << 10;
 const STEP: u64 = 8;
 /// Bytes not in use that are not worth a thought.
-const SLACK: u64 = 8 << 20;
+pub const SLACK: u64 = 8 << 20;
 /// Most stored bytes gathered at once: what a commit may have to wait for.
 const BUDGET: u64 = 64 << 20;
 

@@ -29,12 +29,12 @@ const PROGRAM: &str = "s3fs";
 /// Bytes of a part; what is longer is written in parts.
 const PART: u64 = 5 << 20;
 
-/// Operations of class A that a new object of `len` bytes takes: it is looked for (LIST), made empty (PUT) and written
-/// (PUT; in parts a POST to begin, a PUT each and a POST to end).
+/// Operations of class A that a new object of `len` bytes takes: it is looked for (LIST; once, where s3fs remembers what
+/// is not there) and written (PUT; in parts a POST to begin, a PUT each and a POST to end).
 pub fn operations(len: u64) -> u64 {
     match len.div_ceil(PART) {
-        0 | 1 => 3,
-        parts => 4 + parts,
+        0 | 1 => 2,
+        parts => 3 + parts,
     }
 }
 
@@ -73,7 +73,7 @@ pub fn service() -> Service {
 /// Nothing secret is in it.
 fn command(bucket: &Bucket, at: &Path) -> Vec<String> {
     let options = format!(
-        "url={},use_path_request_style,nomixupload,stat_cache_expire=60,multipart_size={},retries={RETRIES}",
+        "url={},use_path_request_style,nomixupload,stat_cache_expire=60,enable_noobj_cache,multipart_size={},retries={RETRIES}",
         bucket.endpoint,
         PART >> 20
     );

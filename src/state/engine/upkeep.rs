@@ -27,8 +27,10 @@ use crate::{
 
 /// From one pruning to the next. The first waits as long: a boot has better things to do.
 const EVERY: Duration = Duration::from_secs(600);
-/// After a commit, until it is seen who else has a generation. Who commits nothing has nobody to look for.
-const LOOK: Duration = Duration::from_secs(60);
+/// Until it is first seen who else has a generation, and after a commit until it is seen again: each look is a few
+/// listings. Who commits nothing has nobody to look for.
+const FIRST_LOOK: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_secs(600);
 
 /// What the engine tells.
 enum News {
@@ -138,7 +140,7 @@ impl Keeper {
 
     fn run(mut self, news: &Receiver<News>) {
         let mut prune_at = Instant::now() + EVERY;
-        let mut look_at = Some(Instant::now() + LOOK);
+        let mut look_at = Some(Instant::now() + FIRST_LOOK);
         loop {
             let due = look_at.map_or(prune_at, |at| at.min(prune_at));
             match news.recv_timeout(due.saturating_duration_since(Instant::now())) {
@@ -147,7 +149,7 @@ impl Keeper {
                     self.pruner.committed(id, record);
                     look_at = look_at.or_else(|| Some(Instant::now() + LOOK));
                 }
-                Ok(News::Begun) => look_at = look_at.or_else(|| Some(Instant::now() + LOOK)),
+                Ok(News::Begun) => look_at = Some(Instant::now() + FIRST_LOOK),
                 Ok(News::Look) => look_at = Some(Instant::now()),
                 Ok(News::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
