@@ -122,6 +122,10 @@ impl Engine {
         changes.merge(self.watch.take());
         if reason != Reason::Change {
             changes.merge(std::mem::take(&mut self.again));
+            // Who waits for it is told that everything up to now is in.
+            if self.watch.blind().is_some() {
+                changes.lost("some directories cannot be watched");
+            }
         }
         let done = self.commit_changes(reason, &mut changes);
         if let Err(failure) = &done {

@@ -114,7 +114,7 @@ fn blind() {
     let generation = history.begin(ulid::Ulid::generate(), None);
     let settings = settings(&place);
     let (events, mut said) = Events::channel();
-    let _engine = start(settings, history.clone(), generation, Head::default(), events).unwrap();
+    let engine = start(settings, history.clone(), generation, Head::default(), events).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -132,6 +132,13 @@ fn blind() {
     }
     let all = |tree: crate::state::model::Tree| (0..20).all(|n| tree.contains_key(format!("state/{n}/new").as_bytes()));
     while !all(committed()) {}
+    // What is asked for has what was written right before.
+    for n in 0..20 {
+        fs::write(place.join(format!("live/{n}/asked")), "1").unwrap();
+        let meta = runtime.block_on(engine.commit_now()).unwrap().unwrap();
+        let tree = history.load(meta.id).unwrap().tree().clone();
+        assert!(tree.contains_key(format!("state/{n}/asked").as_bytes()), "{n}");
+    }
     println!("found all");
 }
 
