@@ -12,8 +12,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::services::orphans;
-use crate::support::{MOLTINIT, PATIENCE, eventually, process, pty::Terminal};
+use crate::support::{MOLTINIT, PATIENCE, compile, eventually, process, pty::Terminal};
 
 const LISTENER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/signals.py");
 
@@ -402,7 +401,7 @@ fn a_stderr_that_nobody_reads_holds_nothing_up() {
 #[test]
 fn ten_thousand_orphans_at_once_are_reaped() {
     let dir = tempfile::tempdir().unwrap();
-    let program = orphans(dir.path());
+    let program = compile("orphans", &["-O1"], dir.path());
     let output = exec(As::Pid1, &["--", program.to_str().unwrap(), "10000"])
         .output()
         .unwrap();

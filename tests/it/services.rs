@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::Read,
-    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -13,7 +12,7 @@ use nix::{
 };
 
 use crate::support::{
-    MOLTINIT, PATIENCE,
+    MOLTINIT, PATIENCE, compile,
     container::{Disk, TOKEN, with_gateway},
     eventually, free_port, http, process,
 };
@@ -126,7 +125,7 @@ fn a_stderr_that_nobody_reads_holds_nothing_up() {
 #[test]
 fn ten_thousand_orphans_are_reaped() {
     let disk = Disk::new();
-    let program = orphans(disk.dir.path());
+    let program = compile("orphans", &["-O1"], disk.dir.path());
     let counted = disk.path("counted");
     let script = format!(
         "{} 10000 >{counted:?}.new; mv {counted:?}.new {counted:?}; exec sleep 100000",
@@ -141,17 +140,4 @@ fn ten_thousand_orphans_are_reaped() {
     );
     assert_eq!(counted.trim(), "0 are left");
     assert_eq!(container.status()["services"]["gateway"]["restarts"], 0);
-}
-
-/// Makes that many orphans which all end at once, and says how many zombies are left some time after.
-pub fn orphans(dir: &Path) -> std::path::PathBuf {
-    let program = dir.join("orphans");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/orphans.c");
-    let compiled = Command::new("cc")
-        .args(["-O1", "-o"])
-        .arg(&program)
-        .arg(source)
-        .status();
-    assert!(compiled.expect("cc").success());
-    program
 }

@@ -13,6 +13,8 @@ pub mod s3;
 use std::{
     fmt::Display,
     net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
@@ -38,6 +40,18 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+/// Compiles `tests/tools/NAME.c` into `dir`.
+///
+/// # Panics
+/// It cannot be.
+pub fn compile(name: &str, args: &[&str], dir: &Path) -> PathBuf {
+    let made = dir.join(name);
+    let source = format!("{}/tests/tools/{name}.c", env!("CARGO_MANIFEST_DIR"));
+    let compiled = Command::new("cc").args(args).arg("-o").arg(&made).arg(source).status();
+    assert!(compiled.expect("cc").success(), "{name}.c");
+    made
 }
 
 /// Asks until there is an answer.
