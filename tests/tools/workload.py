@@ -10,6 +10,7 @@ to be the one at the *floor* or a later one. The floor is set by whoever was tol
 `floor` beside the ledgers with the lengths that they had before the snapshot was asked for. What was found is the
 beginning of the next life `life-NNNN`, all of it required; or else it is a line in `violations`, and nothing is changed.
 """
+import glob
 import hashlib
 import json
 import os
@@ -432,7 +433,22 @@ def load(path, otherwise):
         return otherwise
 
 
+def check_gateways():
+    """What is wrong with the databases of a real gateway. One that is in somebody's exclusive use is its user's business."""
+    for path in glob.glob(f"{STATE}/state/*.sqlite") + glob.glob(f"{STATE}/agents/*/agent/*.sqlite"):
+        connection = sqlite3.connect(path, timeout=60)
+        try:
+            verdict = connection.execute("PRAGMA integrity_check").fetchall()
+        except sqlite3.OperationalError:
+            continue
+        finally:
+            connection.close()
+        if verdict != [("ok",)]:
+            yield f"{path}: {verdict}"
+
+
 def violations(life):
+    yield from check_gateways()
     base = load(os.path.join(life, "base"), {"paths": {}, "seqs": {}})
     floor = load(os.path.join(life, "floor"), {})
     yield from check_files(life, base["paths"], floor.get("files", 0))

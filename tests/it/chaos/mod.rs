@@ -1,10 +1,11 @@
-//! An agent that never rests, in containers that die at random: what was reported committed is there in the next one.
+//! An agent that never rests, in containers that end at random: what was reported committed is there in the next one.
 //!
 //! The gateway is `tests/tools/workload.py`, which holds what it finds when it wakes up against what it did in the life
 //! before. A campaign is replayed by its seed, though not to the microsecond:
 //!
 //! * `MOLTINIT_CHAOS_SEED`: the seed; without it a new one, printed when something is wrong.
 //! * `MOLTINIT_CHAOS_ROUNDS`: the number of containers of each campaign.
+//! * `MOLTINIT_CHAOS_CHURN_MINUTES`: how long the test for leaks goes on.
 
 mod crash;
 mod faults;
@@ -14,18 +15,25 @@ mod watcher;
 use std::{
     fs,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::{Signal, kill};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::support::{
-    container::{Container, Disk, with_gateway_and},
+    container::{Container, Disk, gateway},
     eventually,
+    gateway::Gateway,
 };
 
 /// For a boot, on a machine that does much else.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// More than an agent takes that has not been told to.
+const AGENT_LIMIT: &str = "memory_max = \"256MiB\"";
+/// For an orderly end: a call to the store that hangs is given up after 30 s, and a gateway may drain for 330 s.
+const STOP: Duration = Duration::from_secs(600);
 
 /// A row of containers, one after the other, over one store.
 struct Campaign {
@@ -37,8 +45,12 @@ struct Campaign {
     boots: u32,
     /// The newest commit that any status has shown.
     reported: String,
-    /// Further environment of every container.
+    /// Further environment of the next container.
     env: Vec<(String, String)>,
+    /// Where the state is, if not on the container's disk.
+    state: Option<PathBuf>,
+    /// The real gateway, beside which the agent works; without it the agent is the gateway.
+    gateway: Option<Gateway>,
 }
 
 impl Campaign {
@@ -52,6 +64,8 @@ impl Campaign {
             boots: 0,
             reported: String::new(),
             env: Vec::new(),
+            state: None,
+            gateway: None,
         }
     }
 
@@ -62,19 +76,27 @@ impl Campaign {
 
     /// Starts the next container.
     fn boot(&mut self, store: &Path) -> Boot {
+        self.boot_by(&[], store)
+    }
+
+    /// The same, by a program that becomes moltinit.
+    fn boot_by(&mut self, by: &[&str], store: &Path) -> Boot {
         self.boots += 1;
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/workload.py");
         let (seed, boot) = (self.seed.to_string(), self.boots.to_string());
-        let state = self.disk.state();
+        let state = self.state.clone().unwrap_or_else(|| self.disk.state());
         let ledgers = self.ledgers.path().to_str().unwrap();
-        let command = ["python3", script, ledgers, &seed, &boot, state.to_str().unwrap()];
+        let agent = ["python3", script, ledgers, &seed, &boot, state.to_str().unwrap()];
         let lives = self.lives();
-        let env: Vec<(&str, &str)> = self
-            .env
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.as_str()))
-            .collect();
-        let container = with_gateway_and(&self.disk, store, &format!("{command:?}"), &env);
+        let mut env = match &self.gateway {
+            Some(real) => real.environment_beside(&self.disk, &agent),
+            None => gateway(&self.disk, &format!("{agent:?}"), AGENT_LIMIT)
+                .map(|(key, value)| (key.to_owned(), value))
+                .to_vec(),
+        };
+        env.extend(self.env.iter().cloned());
+        let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let container = Container::start_by(by, &self.disk, store, &env, &["run"]);
         Boot { container, lives }
     }
 
@@ -157,15 +179,28 @@ impl Campaign {
         }
     }
 
-    /// The last container ends by SIGTERM: then all that was ever done is there.
-    fn finish(mut self, store: &Path) {
+    /// SIGTERM, sometimes twice: an orderly end, after which all that this boot's agent did is required.
+    fn terminate(&mut self, boot: &mut Boot, story: &str) {
+        boot.container.signal(Signal::SIGTERM);
+        if self.rng.random_bool(0.3) {
+            thread::sleep(self.moment(500));
+            // It may have ended by now.
+            let _ = kill(boot.container.init, Signal::SIGTERM);
+        }
+        let status = boot.container.wait(STOP);
+        assert_eq!(status.code(), Some(0), "{story}; log: {}", boot.container);
+        if self.lives() > boot.lives {
+            self.require(&self.lengths());
+        }
+    }
+
+    /// The last container ends by SIGTERM and is thrown away: then all that was ever done is there.
+    fn finish(mut self, store: &Path, renew: impl FnOnce()) {
         let mut last = self.boot(store);
         self.awake(&last);
-        last.container.signal(nix::sys::signal::Signal::SIGTERM);
-        let status = last.container.wait(PATIENCE);
-        assert_eq!(status.code(), Some(0), "{}", last.container);
-        self.require(&self.lengths());
+        self.terminate(&mut last, "the last container");
         self.disk.wipe();
+        renew();
         let after = self.boot(store);
         self.awake(&after);
     }

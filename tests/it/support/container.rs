@@ -84,11 +84,18 @@ pub struct Container {
 impl Container {
     /// Starts `moltinit ARGS…` with that disk and nothing in its environment but a path, a home and `env`.
     pub fn start(disk: &Disk, store: &Path, env: &[(&str, &str)], args: &[&str]) -> Container {
+        Container::start_by(&[], disk, store, env, args)
+    }
+
+    /// The same, by a program that becomes moltinit once it has done what it is for.
+    pub fn start_by(by: &[&str], disk: &Disk, store: &Path, env: &[(&str, &str)], args: &[&str]) -> Container {
         let port = free_port();
         std::fs::create_dir_all(disk.path("home")).unwrap();
         let log = disk.path(&format!("log-{port}"));
         let unshare = Command::new("unshare")
-            .args(["--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL", MOLTINIT])
+            .args(["--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"])
+            .args(by)
+            .arg(MOLTINIT)
             .args(args)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())
@@ -208,17 +215,23 @@ pub fn with_gateway(disk: &Disk, store: &Path, command: &str) -> Container {
 
 /// And more in its environment.
 pub fn with_gateway_and(disk: &Disk, store: &Path, command: &str, env: &[(&str, &str)]) -> Container {
-    let file = disk.path("moltinit.toml");
-    let text = format!(
-        "[[service]]\nname = \"gateway\"\ncommand = {command}\nready = {{ command = [\"true\"] }}\nlive = {{ command = [\"true\"] }}\n"
-    );
-    std::fs::write(&file, text).unwrap();
-    let mut whole = vec![
-        ("MOLTINIT_CONFIG", file.to_str().unwrap()),
-        ("MOLTINIT_STORE_WAIT", "500ms"),
-    ];
+    let gateway = gateway(disk, command, "");
+    let mut whole: Vec<(&str, &str)> = gateway.iter().map(|(key, value)| (*key, value.as_str())).collect();
     whole.extend(env);
     Container::start(disk, store, &whole, &["run"])
+}
+
+/// The environment and the file with which `disk`'s moltinit runs `command` as its gateway, with further settings of it.
+pub fn gateway(disk: &Disk, command: &str, settings: &str) -> [(&'static str, String); 2] {
+    let file = disk.path("moltinit.toml");
+    let text = format!(
+        "[[service]]\nname = \"gateway\"\ncommand = {command}\nready = {{ command = [\"true\"] }}\nlive = {{ command = [\"true\"] }}\n{settings}\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    [
+        ("MOLTINIT_CONFIG", file.to_str().unwrap().to_owned()),
+        ("MOLTINIT_STORE_WAIT", "500ms".to_owned()),
+    ]
 }
 
 /// Waits until the event log has an event of that type; gives its data.

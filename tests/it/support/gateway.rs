@@ -39,13 +39,24 @@ impl Gateway {
 
     /// The environment and the file with which `disk`'s moltinit runs this gateway on a port of its own.
     pub fn environment(&self, disk: &Disk) -> Vec<(String, String)> {
+        let port = self.port.to_string();
+        self.environment_with(disk, &["openclaw", "gateway", "--port", &port, "--bind", "loopback"])
+    }
+
+    /// The same, with another program at work beside the gateway.
+    pub fn environment_beside(&self, disk: &Disk, program: &[&str]) -> Vec<(String, String)> {
+        let gateway = format!("\"$@\" & exec openclaw gateway --port {} --bind loopback", self.port);
+        self.environment_with(disk, &[&["sh", "-c", gateway.as_str(), "sh"], program].concat())
+    }
+
+    fn environment_with(&self, disk: &Disk, command: &[&str]) -> Vec<(String, String)> {
         let port = self.port;
         let file = disk.path("moltinit.toml");
         let text = format!(
             r#"
             [[service]]
             name = "gateway"
-            command = ["openclaw", "gateway", "--port", "{port}", "--bind", "loopback"]
+            command = {command:?}
             ready = {{ http = "http://127.0.0.1:{port}/readyz", json = "ready" }}
             live = {{ http = "http://127.0.0.1:{port}/healthz", json = "ok", every = "2s" }}
             backoff = {{ reset_after = "2s" }}

@@ -56,6 +56,11 @@ pub fn resident(pid: i32) -> u64 {
 /// # Panics
 /// There is none.
 pub fn outside(init: i32, inside: i32) -> i32 {
+    find_outside(init, inside).unwrap_or_else(|| panic!("no process is {inside} in the namespace of {init}"))
+}
+
+/// The same, of a process that may have ended.
+pub fn find_outside(init: i32, inside: i32) -> Option<i32> {
     let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let wanted = namespace(init).expect("the namespace's first process");
     let pids = fs::read_dir("/proc").unwrap().flatten();
@@ -65,7 +70,6 @@ pub fn outside(init: i32, inside: i32) -> i32 {
             let pids = status(*pid, "NSpid").unwrap_or_default();
             pids.split_whitespace().last() == Some(inside.to_string().as_str())
         })
-        .unwrap_or_else(|| panic!("no process is {inside} in the namespace of {init}"))
 }
 
 /// Waits until the process is in that state: `S` sleeping, `T` stopped.
@@ -89,4 +93,14 @@ pub fn kill_tree(pid: i32) {
 /// Whether a signal is waiting to be taken by the process.
 pub fn pending(pid: i32) -> bool {
     status(pid, "ShdPnd").is_some_and(|signals| signals.contains(|digit| digit != '0'))
+}
+
+/// Whether a signal to `pid` is caught, or kept until it is.
+pub fn heeds(pid: i32, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let is_in = |set: &str| {
+        let bits = status.lines().find_map(|line| line.strip_prefix(set))?.trim();
+        Some(u64::from_str_radix(bits, 16).ok()? & 1 << (signal as i32 - 1) != 0)
+    };
+    is_in("SigBlk:") == Some(true) || is_in("SigCgt:") == Some(true)
 }
