@@ -4,7 +4,7 @@
 workload.py LEDGERS SEED BOOT STATE
 
 Runs as the gateway. It changes files and SQLite databases below STATE at random and writes down in LEDGERS, which
-outlives the container, what it is about to do and what it has done. Each time a container starts (BOOT differs) it first
+outlives the container, what it is about to do and what it has done. SIGUSR1 makes it take 400 MiB. Each time a container starts (BOOT differs) it first
 holds what was restored against the ledger of the life before. Of every path and database the state that is found has
 to be the one at the *floor* or a later one. The floor is set by whoever was told that a snapshot is durable: a file
 `floor` beside the ledgers with the lengths that they had before the snapshot was asked for. What was found is the
@@ -30,6 +30,8 @@ DATABASES = {"wal": "WAL", "rollback": "DELETE", "truncate": "TRUNCATE"}
 ACCOUNTS, TOTAL = 50, 50_000
 KEPT_TRANSFERS = 400
 FILES, PAUSE = 150, 0.02
+# None that makes a file run as its owner: in a user namespace, a write takes that away.
+MODES = [0o600, 0o644, 0o755, 0o1755]
 
 
 def digest(data):
@@ -155,7 +157,7 @@ class Files:
         self.do({path: after}, act, "write", piece)
 
     def create(self):
-        self.write(self.new_path(), self.rng.choice([0o600, 0o644, 0o755, 0o4755]), os.O_EXCL)
+        self.write(self.new_path(), self.rng.choice(MODES), os.O_EXCL)
 
     def rewrite(self, path):
         self.write(path, self.present[path]["mode"], os.O_TRUNC)
@@ -504,7 +506,13 @@ def guarded(work, *args):
         complain(traceback.format_exc())
 
 
+def grow(hoard=[]):
+    """Takes a lot of memory and keeps it."""
+    hoard.append(b"\1" * (400 << 20))
+
+
 def main():
+    signal.signal(signal.SIGUSR1, lambda *_: grow())
     os.umask(0)
     os.makedirs(os.path.join(ROOT, "databases"), exist_ok=True)
     life, present = wake()

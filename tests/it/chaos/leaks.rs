@@ -1,6 +1,9 @@
 //! Commits and restarts of the gateway leave nothing behind in PID 1.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use crate::support::{
     PATIENCE,
@@ -41,8 +44,8 @@ impl Usage {
     }
 }
 
-fn churn(container: &Container, disk: &Disk, turns: u64) {
-    for turn in 0..turns {
+fn churn(container: &Container, disk: &Disk, goes_on: impl Fn(u64) -> bool) {
+    for turn in (0..).take_while(|turn| goes_on(*turn)) {
         fs::write(disk.state().join(format!("file-{}", turn % 20)), turn.to_string()).unwrap();
         commit(container);
         if turn % 10 == 0 {
@@ -65,9 +68,14 @@ fn commits_and_restarts_leave_nothing_behind() {
     let container = stand_in(&disk, store.path());
     container.wait_for("/readyz", PATIENCE);
     fs::create_dir_all(disk.state()).unwrap();
-    churn(&container, &disk, 20);
-    let before = Usage::of(&container);
-    churn(&container, &disk, super::rounds(120));
+    churn(&container, &disk, |turn| turn < 20);
+    let (before, began) = (Usage::of(&container), Instant::now());
+    match super::variable("MOLTINIT_CHAOS_CHURN_MINUTES") {
+        Some(minutes) => churn(&container, &disk, |_| {
+            began.elapsed() < Duration::from_secs(60 * minutes)
+        }),
+        None => churn(&container, &disk, |turn| turn < 120),
+    }
     let mut after = before;
     let settled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         eventually("what was used before", Duration::from_secs(30), || {
@@ -75,6 +83,10 @@ fn commits_and_restarts_leave_nothing_behind() {
             after.is_like(before).then_some(())
         });
     }));
-    eprintln!("before {before:?}, after {after:?}");
+    let commits = container.status()["snapshots"]["commits"].clone();
+    eprintln!(
+        "{commits} commits in {:?}: before {before:?}, after {after:?}",
+        began.elapsed()
+    );
     assert!(settled.is_ok(), "before {before:?}, after {after:?}");
 }

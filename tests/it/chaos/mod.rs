@@ -10,7 +10,9 @@
 mod crash;
 mod faults;
 mod leaks;
+mod neighbours;
 mod watcher;
+mod world;
 
 use std::{
     fs,

@@ -9,6 +9,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use nix::unistd::Pid;
+
 use super::{PATIENCE, eventually, free_port, http};
 
 pub const BUCKET: &str = "agent";
@@ -172,6 +174,10 @@ impl Mount {
         let mount = Mount { s3fs, path };
         eventually("the s3fs mount", PATIENCE, || mount.is_there().then_some(()));
         mount
+    }
+
+    pub fn s3fs(&self) -> Pid {
+        Pid::from_raw(self.s3fs.id() as i32)
     }
 
     /// s3fs dies as it is: every call on the mount fails from now on.
