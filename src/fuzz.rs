@@ -2,28 +2,39 @@
 //! proportion; some hold more than that. `scripts/fuzz` feeds them without end under libFuzzer, the tests here a bounded
 //! number of mutations of the same corpora.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{Arc, LazyLock, Mutex},
+};
 
 use ulid::Ulid;
 
 use crate::{
-    browser, config,
+    boot::Checked,
+    browser,
+    config::{self, Config, SECRETS, env::Env},
     gateway::{
         self,
         patch::{Written, patch},
+        rpc,
         settings::GatewaySettings,
         version::Generation,
     },
+    report::{self, http::Attach},
     state::{
         check,
+        crypt::Key,
         model::{Chunk, CommitId, Hash, Location, Tree},
         segment::{
             line::Decoder,
             reader::{self, Opened},
             trailer::{self, Trailer},
         },
+        sqlite,
     },
-    store::{memory, mounts},
+    store::{Store, memory, mounts},
 };
 
 /// Plain bytes of a chunk that a reader has been promised.
@@ -32,7 +43,7 @@ const RAW: u32 = 1 << 20;
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("segment", segment),
     ("tree", tree),
     ("chunk", chunk),
@@ -41,7 +52,15 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("cdp_frames", browser::fuzz::frames),
     ("cdp_messages", browser::fuzz::messages),
     ("mounts", mounts),
+    ("http", report::fuzz::http),
+    ("attach", attach),
+    ("outbox", |data| on_disk(data, report::fuzz_outbox)),
+    ("rpc", rpc::fuzz),
+    ("wal", |data| on_disk(data, sqlite::fuzz_wal)),
 ];
+
+/// One that takes long to make.
+static KEY: LazyLock<Key> = LazyLock::new(|| Key::derive("a passphrase", "default"));
 
 fn some_commit() -> CommitId {
     CommitId {
@@ -50,19 +69,40 @@ fn some_commit() -> CommitId {
     }
 }
 
-/// An object of the store: found under the name that its trailer has, if it has one.
+/// Looks at a file of that content.
+fn on_disk(data: &[u8], look: fn(&Path)) {
+    let name = format!("moltinit-fuzz-{}-{:?}", std::process::id(), std::thread::current().id());
+    let dir = std::env::temp_dir().join(name);
+    let file = dir.join("file");
+    fs::create_dir_all(&dir)
+        .and_then(|()| fs::write(&file, data))
+        .expect("a scratch file");
+    look(&file);
+    fs::remove_dir_all(&dir).expect("a scratch directory");
+}
+
+thread_local! {
+    /// One that has to do with threads, and so takes long to make.
+    static BUCKET: (Store, Arc<Mutex<memory::Bucket>>) = memory::store();
+}
+
+/// An object of the store, to somebody without a key and to somebody with one.
 fn segment(data: &[u8]) {
+    BUCKET.with(|(store, bucket)| {
+        let object = ("object".to_owned(), data.to_vec());
+        bucket.lock().unwrap().objects.extend([object]);
+        segment_to(data, store, None);
+        segment_to(data, store, Some(&KEY));
+    });
+}
+
+/// Found under the name that its trailer has, if it has one.
+fn segment_to(data: &[u8], store: &Store, key: Option<&Key>) {
     let len = data.len() as u64;
     let last = &data[data.len().saturating_sub(trailer::LEN as usize)..];
     let id = Trailer::decode(last, len).map_or_else(|_| some_commit(), |trailer| trailer.id);
-    let (store, bucket) = memory::store();
-    bucket
-        .lock()
-        .unwrap()
-        .objects
-        .insert("object".to_owned(), data.to_vec());
     let Ok(object) = store.get("object") else { return };
-    let Ok(opened) = Opened::open(object, id, None) else {
+    let Ok(opened) = Opened::open(object, id, key) else {
         return;
     };
     let sound = opened.verify_body().is_ok();
@@ -105,6 +145,12 @@ fn chunk(data: &[u8]) {
 fn config(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let (file, env) = text.split_once('\0').unwrap_or((&text, ""));
+    if let Ok(config) = configured(Some(file), env) {
+        let _ = gateway::Gateway::check(&config);
+    }
+}
+
+fn configured(file: Option<&str>, env: &str) -> Result<Config, config::Problems> {
     let env = env.lines().filter_map(|line| line.split_once('=')).collect();
     let machine = config::Machine {
         home: "/root".into(),
@@ -112,20 +158,40 @@ fn config(data: &[u8]) {
         has_sandbox_server: false,
         has_legacy_workspace: false,
     };
-    if let Ok(config) = config::load(Some(file), env, &machine) {
-        let _ = gateway::Gateway::check(&config);
+    config::load(file, env, &machine)
+}
+
+/// What `moltinit attach` hands over. No secret in it is in what is said of it.
+fn attach(data: &[u8]) {
+    let Ok(Attach { env }) = serde_json::from_slice(data) else {
+        return;
+    };
+    // Files are not what this is about.
+    let env: Env = env.into_iter().filter(|(name, _)| !name.ends_with("_FILE")).collect();
+    let known = configured(None, "").expect("a configuration without anything in it");
+    if let Err(problems) = known.late(env.clone()).and_then(Checked::of) {
+        let said = problems.to_string();
+        for name in SECRETS {
+            // A shorter one may be a word of ours.
+            let secret = env.get(name).filter(|secret| secret.len() > 20);
+            assert!(secret.is_none_or(|secret| !said.contains(secret)), "{name}: {said}");
+        }
     }
 }
 
-/// A gateway's configuration. What has been patched once is left alone by a second time.
+/// A gateway's configuration, and after the first zero byte what the environment asks for, as `NAME=value` lines. What
+/// has been patched once is left alone by a second time.
 fn gateway_config(data: &[u8]) {
-    let Ok(Some(document)) = std::str::from_utf8(data).map(|text| gateway::document::parse(text).ok()) else {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (document, env) = text.split_once('\0').unwrap_or((text, ""));
+    let Ok(document) = gateway::document::parse(document) else {
         return;
     };
     if !document.is_object() {
         return;
     }
-    let settings = GatewaySettings::default();
+    let config = configured(None, env).and_then(|config| GatewaySettings::from_env(&config.env, &config));
+    let settings = config.unwrap_or_default();
     for generation in [Generation::Early, Generation::Current] {
         let once = patch(document.clone(), &Written::default(), &settings, generation);
         let twice = patch(once.value.clone(), &once.written, &settings, generation);
@@ -140,13 +206,15 @@ fn mounts(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
+    use std::time::{Duration, Instant};
 
     use rand::{RngExt, SeedableRng, rngs::StdRng};
 
     use super::*;
 
     const ROUNDS: usize = 2_000;
+    /// Fewer where they take long.
+    const LONGEST: Duration = Duration::from_secs(4);
     /// What a format means something by.
     const TOKENS: [&[u8]; 12] = [
         b"\0",
@@ -201,7 +269,8 @@ mod tests {
             let seeds: Vec<Arc<[u8]>> = paths.iter().map(|path| fs::read(path).unwrap().into()).collect();
             seeds.iter().for_each(|seed| target(seed));
             let mut random = StdRng::seed_from_u64(20_261_123);
-            for round in 0..ROUNDS {
+            let began = Instant::now();
+            for round in (0..ROUNDS).take_while(|_| began.elapsed() < LONGEST) {
                 let [seed, other] = [round, random.random_range(0..seeds.len())].map(|at| &seeds[at % seeds.len()]);
                 target(&mutate(seed, other, &mut random));
             }

@@ -297,6 +297,22 @@ impl Session {
     }
 }
 
+/// What a gateway may say, a line a frame. Nothing that is shown of it is more than a line, or has the token in it.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    const TOKEN: &str = "a-token-of-a-gateway";
+    let token = Some(Secret::new(TOKEN.to_owned()));
+    let rpc = Rpc::new(1, Credentials { token, password: None });
+    for line in data.split(|byte| *byte == b'\n') {
+        let Ok(Frame::Res { payload, error, .. }) = serde_json::from_slice(line) else {
+            continue;
+        };
+        let _ = serde_json::from_value::<Devices>(payload);
+        let said = refusal(&rpc, error).to_string();
+        assert!(!said.contains(TOKEN) && !said.contains(char::is_control), "{said}");
+    }
+}
+
 fn refusal(rpc: &Rpc, error: Option<Refusal>) -> RpcError {
     let Some(error) = error else {
         return RpcError::Unknown("a refusal without a reason".to_owned());

@@ -21,10 +21,14 @@ mod deliver;
 mod desk;
 mod digest;
 mod fold;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod http;
 mod memory;
 mod metrics;
 mod outbox;
+#[cfg(any(test, fuzzing))]
+pub use self::outbox::fuzz as fuzz_outbox;
 mod record;
 mod settings;
 pub mod status;

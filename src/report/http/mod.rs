@@ -28,6 +28,8 @@ pub use self::{
     routes::{Attach, Attached, Snapshots},
     server::{SocketError, serve, socket},
 };
+#[cfg(any(test, fuzzing))]
+pub use self::{server::one as serve_one, wire::Activity};
 use super::{board::Board, control::Control, outbox::Outbox, settings::Settings};
 
 /// The longest that one request may wait for something to happen.

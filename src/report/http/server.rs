@@ -103,7 +103,7 @@ pub async fn serve<L: Listener>(mut listener: L, router: Router) {
     }
 }
 
-async fn one<I>(io: I, router: Router, activity: Arc<Activity>)
+pub async fn one<I>(io: I, router: Router, activity: Arc<Activity>)
 where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {

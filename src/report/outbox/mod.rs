@@ -68,6 +68,19 @@ enum Command {
     Flush(oneshot::Sender<()>),
 }
 
+/// Events that came with a state, at `copy`, are taken over and read as far as they can be.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(copy: &Path) {
+    let mut table = Table::open(Path::new(":memory:"), Ulid::nil(), "default", BOUND).expect("an empty log");
+    if carry::absorb(&mut table, copy).is_err() {
+        return;
+    }
+    if table.next().is_err_and(|error| table::is_unreadable(&error)) {
+        table.set_aside().expect("a log that can be written");
+        table.next().expect("rows that can be read");
+    }
+}
+
 /// A part of the log.
 #[derive(Debug)]
 pub struct Page {

@@ -16,6 +16,8 @@
 mod image;
 mod reader;
 mod wal;
+#[cfg(any(test, fuzzing))]
+pub use self::wal::fuzz as fuzz_wal;
 
 use std::{
     collections::BTreeSet,

@@ -161,3 +161,19 @@ pub fn changed(log: Option<&File>, main: &Path, since: Mark) -> io::Result<Optio
         _ => Ok(None),
     }
 }
+
+/// A log that may be anything, held against marks of its own run and of the one before.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(path: &Path) {
+    let log = File::open(path).expect("the log");
+    let Ok(Some((salt, _))) = header(&log) else { return };
+    let before = Salt(salt.0.wrapping_sub(1), 0);
+    let frames = |salt| [0, 1, 1000].map(|frames| Mark::At { salt, frames });
+    let marks = frames(salt).into_iter().chain(frames(before));
+    for mark in marks.chain([Mark::Over { salt }, Mark::Over { salt: before }]) {
+        let pages = changed(Some(&log), path, mark).expect("a file that can be read");
+        // No page is made up: each has a frame.
+        let most = log.metadata().expect("its length").len() / FRAME;
+        assert!(pages.is_none_or(|pages| pages.len() as u64 <= most));
+    }
+}
