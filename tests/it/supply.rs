@@ -1,6 +1,7 @@
-//! What is built in: from the registry only, pinned by a checksum, and under licences that go with ours.
+//! What is built in: from the registry only, pinned by a checksum, and under licences that go with ours. And what is
+//! promised: by tests that exist.
 
-use std::process::Command;
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use serde_json::Value;
 
@@ -61,4 +62,46 @@ fn an_expression_is_met_by_one_of_its_choices_and_all_of_its_parts() {
     for not in ["", "GPL-3.0", "MIT AND GPL-3.0", "(MIT OR Apache-2.0) AND AGPL-3.0"] {
         assert!(!is_met(not), "{not}");
     }
+}
+
+/// The names of all functions in the sources below `dir`, and of all modules.
+fn names(dir: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            names(&path, found);
+        } else if path.extension().is_some_and(|kind| kind == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let functions = text.split("fn ").skip(1);
+            found.extend(functions.filter_map(|rest| Some(rest.split_once('(')?.0.to_owned())));
+        }
+        found.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
+    }
+}
+
+#[test]
+fn every_test_that_a_promise_rests_on_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut known = BTreeSet::new();
+    names(&root.join("src"), &mut known);
+    names(&root.join("tests"), &mut known);
+    let text = fs::read_to_string(root.join("docs/guarantees.md")).unwrap();
+    let quoted: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
+    let is_name = |text: &&&str| {
+        (text.contains('_') || text.contains("::"))
+            && text.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '_' | ':'))
+    };
+    let (mut tests, mut missing) = (0, Vec::new());
+    for name in quoted.iter().filter(is_name) {
+        tests += 1;
+        missing.extend(name.split("::").filter(|part| !known.contains(*part)));
+    }
+    for path in quoted.iter().filter(|text| text.contains('/') && !text.contains(' ')) {
+        missing.extend((!root.join(path.trim_start_matches("./")).exists()).then_some(*path));
+    }
+    assert!(
+        missing.is_empty(),
+        "docs/guarantees.md names what there is not: {missing:#?}"
+    );
+    assert!(tests > 50, "{tests}");
 }
