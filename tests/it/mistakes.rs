@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     MOLTINIT, PATIENCE,
-    container::{Container, Disk, commit, event, stand_in, with_gateway},
+    container::{Container, Disk, commit, event, stand_in, with_gateway, with_gateway_and},
     eventually,
 };
 
@@ -437,6 +437,27 @@ fn a_full_store_is_named_and_loses_nothing() {
     let second = stand_in(&fresh, &volume.0);
     second.wait_for("/readyz", PATIENCE);
     assert_eq!(fs::read(fresh.state().join("large")).unwrap(), large);
+}
+
+#[test]
+fn a_full_disk_of_its_own_stops_no_commit() {
+    let disk = Disk::new();
+    let volume = Volume::mount(&disk.path("volume"), MsFlags::empty(), "size=1m");
+    let data = volume.0.join("data");
+    let (sleep, data) = (r#"["sleep", "100000"]"#, data.to_str().unwrap());
+    let container = with_gateway_and(&disk, &disk.path("store"), sleep, &[("MOLTINIT_DATA_DIR", data)]);
+    container.wait_for("/readyz", PATIENCE);
+    fs::create_dir_all(disk.state()).unwrap();
+    let full = fs::write(volume.0.join("filler"), random(2 << 20)).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    let note = random(3 << 20);
+    fs::write(disk.state().join("note"), &note).unwrap();
+    commit(&container);
+    container.kill();
+    fs::remove_dir_all(disk.path("home")).unwrap();
+    let second = stand_in(&disk, &disk.path("store"));
+    second.wait_for("/readyz", PATIENCE);
+    assert_eq!(fs::read(disk.state().join("note")).unwrap(), note);
 }
 
 #[test]

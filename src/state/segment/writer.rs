@@ -1,14 +1,18 @@
-//! Building a segment in a local spool file, so that the store sees nothing before it is whole.
+//! Building a segment in a local spool, so that the store sees nothing before it is whole. The spool is a file, and
+//! memory where the disk has no room: that the disk is full is no reason to lose what is on it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, File, OpenOptions},
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, ErrorKind, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
-use nix::sys::statvfs::fstatvfs;
+use nix::sys::{
+    memfd::{MFdFlags, memfd_create},
+    statvfs::fstatvfs,
+};
 use sha2::{Digest, Sha256};
 use zstd::bulk::Compressor;
 
@@ -27,6 +31,8 @@ use crate::state::{
 
 /// Plain bytes of a block of the tree.
 const BLOCK: usize = 256 << 10;
+/// Bytes of a segment that is put together in memory.
+const MOST_IN_MEMORY: u64 = 32 << 20;
 
 /// Why a segment could not be built. Nothing of it is in the store.
 #[derive(Debug, thiserror::Error)]
@@ -84,16 +90,44 @@ pub struct SegmentWriter<'a> {
 
 struct Spool {
     file: BufWriter<File>,
+    /// Bytes that there may be.
+    most: u64,
     len: u64,
     sum: Sha256,
 }
 
 impl Spool {
+    /// In `dir`, or in memory if that is as good as full.
+    fn open(dir: &Path) -> io::Result<Spool> {
+        let (file, most) = match unlinked(dir) {
+            Ok(file) if room(&file)? >= MOST_IN_MEMORY => (file, u64::MAX),
+            Err(error) if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                return Err(error);
+            }
+            _ => (memfd_create("segment", MFdFlags::MFD_CLOEXEC)?.into(), MOST_IN_MEMORY),
+        };
+        Ok(Spool {
+            file: BufWriter::with_capacity(256 << 10, file),
+            most,
+            len: 0,
+            sum: Sha256::new(),
+        })
+    }
+
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.len + bytes.len() as u64 > self.most {
+            return Err(ErrorKind::StorageFull.into());
+        }
         self.sum.update(bytes);
         self.len += bytes.len() as u64;
         self.file.write_all(bytes)
     }
+}
+
+/// Bytes that its disk has left.
+fn room(file: &File) -> io::Result<u64> {
+    let disk = fstatvfs(file)?;
+    Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
 }
 
 /// A file without a name, that is gone when the process is.
@@ -113,7 +147,7 @@ fn unlinked(dir: &Path) -> io::Result<File> {
 }
 
 impl<'a> SegmentWriter<'a> {
-    /// Starts the segment of commit `id`, to follow `head`, in an unlinked file in `spool`.
+    /// Starts the segment of commit `id`, to follow `head`, spooled in the directory `spool`.
     pub fn new(
         head: &'a Head,
         spool: &Path,
@@ -124,17 +158,12 @@ impl<'a> SegmentWriter<'a> {
             dir: spool.to_owned(),
             source,
         };
-        let file = BufWriter::with_capacity(256 << 10, unlinked(spool).map_err(fail)?);
         let mut writer = SegmentWriter {
             head,
             id,
             key,
             dir: spool.to_owned(),
-            out: Spool {
-                file,
-                len: 0,
-                sum: Sha256::new(),
-            },
+            out: Spool::open(spool).map_err(fail)?,
             pack: Compressor::new(zstd::DEFAULT_COMPRESSION_LEVEL).map_err(fail)?,
             chunks: HashMap::new(),
         };
@@ -146,8 +175,7 @@ impl<'a> SegmentWriter<'a> {
     /// that is left there is none: the disk is the agent's.
     pub(in crate::state) fn scratch(&self, len: u64) -> io::Result<File> {
         let file = unlinked(&self.dir)?;
-        let disk = fstatvfs(&file)?;
-        match disk.blocks_available().saturating_mul(disk.fragment_size()) / 2 {
+        match room(&file)? / 2 {
             room if room < len => Err(io::ErrorKind::StorageFull.into()),
             _ => Ok(file),
         }
