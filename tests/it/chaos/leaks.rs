@@ -1,7 +1,7 @@
 //! Commits and restarts of the gateway leave nothing behind in PID 1.
 
 use std::{
-    fs,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -71,7 +71,9 @@ fn commits_and_restarts_leave_nothing_behind() {
     churn(&container, &disk, |turn| turn < 20);
     let (before, began) = (Usage::of(&container), Instant::now());
     match super::variable("MOLTINIT_CHAOS_CHURN_MINUTES") {
+        // No faster than an agent makes them: for an hour each is kept, and takes its place in memory.
         Some(minutes) => churn(&container, &disk, |_| {
+            thread::sleep(Duration::from_secs(1));
             began.elapsed() < Duration::from_secs(60 * minutes)
         }),
         None => churn(&container, &disk, |turn| turn < 120),
