@@ -78,7 +78,8 @@ impl Run {
             let tell = |input| drop(outbox.send(Message::Probed(number, input)));
             let readiness = async {
                 if let Some(probe) = &prober.service.ready {
-                    prober.until_ready(probe, notice).await;
+                    let not_yet = |why| tell(Input::NotReady(why));
+                    prober.until_ready(probe, notice, not_yet).await;
                     tell(Input::Ready);
                 }
                 watch.cancel();

@@ -335,9 +335,6 @@ impl Task {
                 let service = service.clone();
                 events.emit(Event::ServiceUnhealthy { service, why });
             }
-            ServiceState::Running if why.is_some() => {
-                warn!(service, why, "it stays up for as long as its liveness probe passes");
-            }
             ServiceState::Held | ServiceState::CrashLoop | ServiceState::BackingOff => {
                 warn!(service, ?state, why, "down");
             }
@@ -370,6 +367,9 @@ impl Task {
                 self.exited(Exit::Signal(libc::SIGKILL));
             }
             Action::Overdue => {
+                let (service, why) = (self.service.name.clone(), self.why().unwrap_or_default());
+                warn!(service, why, "it stays up for as long as its liveness probe passes");
+                self.common.events.emit(Event::ServiceUnhealthy { service, why });
                 if let Some(run) = &self.run {
                     run.watch();
                 }

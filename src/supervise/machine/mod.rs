@@ -91,6 +91,8 @@ pub struct Machine {
     looping: bool,
     attempt: u32,
     restarts: u32,
+    /// What its readiness probe has said last.
+    unready: Option<String>,
     why: Option<String>,
 }
 
@@ -114,6 +116,7 @@ impl Machine {
             looping: false,
             attempt: 0,
             restarts: 0,
+            unready: None,
             why: None,
         }
     }
@@ -233,6 +236,14 @@ impl Machine {
                     self.rest(&mut actions);
                 }
             }
+            Input::NotReady(why) => {
+                if let Phase::Up { ready: None, ready_by } = self.phase {
+                    self.unready = Some(why);
+                    if ready_by.is_none() {
+                        self.why = Some(self.overdue());
+                    }
+                }
+            }
             Input::Ready => {
                 if let Phase::Up { ready, ready_by } = &mut self.phase {
                     ready.get_or_insert(now);
@@ -330,7 +341,7 @@ impl Machine {
         let Phase::Launching { again } = self.phase else {
             return;
         };
-        self.why = None;
+        (self.why, self.unready) = (None, None);
         self.phase = Phase::Up {
             ready: self.ready_timeout.is_none().then_some(now),
             ready_by: self.ready_timeout.map(|timeout| now + timeout),
@@ -474,13 +485,19 @@ impl Machine {
         }
     }
 
+    /// Why it is not what it should be by now.
+    fn overdue(&self) -> String {
+        let after = self.ready_timeout.unwrap_or_default().as_secs_f32();
+        let why = self.unready.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+        format!("not ready within {after} s{why}")
+    }
+
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let passed = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         match &mut self.phase {
             Phase::Up { ready_by, .. } if passed(*ready_by) => {
-                let after = self.ready_timeout.unwrap_or_default().as_secs_f32();
                 *ready_by = None;
-                self.why = Some(format!("not ready within {after} s"));
+                self.why = Some(self.overdue());
                 if self.has_live_probe {
                     actions.push(Action::Overdue);
                 } else {

@@ -26,6 +26,8 @@ pub enum Input {
     LaunchHeld(String),
     /// The launch was given up, as [asked](Action::Abandon), before there was a process.
     Abandoned,
+    /// The readiness probe failed, and for this reason for the first time.
+    NotReady(String),
     /// The readiness probe passed.
     Ready,
     /// The liveness probe has failed too often.

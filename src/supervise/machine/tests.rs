@@ -121,11 +121,16 @@ fn not_ready_in_time_but_alive_is_left_alone() {
     service.live = Some(Probe::live(check));
     let mut bench = Bench::new(&service);
     bench.up();
+    bench.put(Input::NotReady("failing: all of it".into()));
+    bench.put(Input::NotReady("failing: telegram".into()));
+    assert_eq!(bench.machine.why(), None, "it has time");
     bench.now += 180 * SECOND;
     assert_eq!(bench.put(Input::Tick), [Action::Overdue]);
     assert_eq!(bench.machine.state(), ServiceState::Running);
-    assert_eq!(bench.machine.why(), Some("not ready within 180 s"));
+    assert_eq!(bench.machine.why(), Some("not ready within 180 s: failing: telegram"));
     assert_eq!(bench.machine.due(), None);
+    assert_eq!(bench.put(Input::NotReady("failing: discord".into())), []);
+    assert_eq!(bench.machine.why(), Some("not ready within 180 s: failing: discord"));
     bench.put(Input::Ready);
     assert_eq!(
         (bench.machine.state(), bench.machine.why()),
@@ -339,6 +344,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         1 => Just(Input::NotLaunched { code: 127, why: "w".into() }),
         1 => Just(Input::LaunchHeld("h".into())),
         1 => Just(Input::Abandoned),
+        1 => Just(Input::NotReady("n".into())),
         3 => Just(Input::Ready),
         1 => Just(Input::Unhealthy("u".into())),
         1 => Just(Input::TooLarge("t".into())),
@@ -378,7 +384,9 @@ impl World {
         match input {
             Input::Launched | Input::NotLaunched { .. } | Input::LaunchHeld(_) => self.launching,
             Input::Abandoned => self.launching && self.abandoned,
-            Input::Ready | Input::Unhealthy(_) | Input::TooLarge(_) | Input::Exited(_) => self.alive,
+            Input::NotReady(_) | Input::Ready | Input::Unhealthy(_) | Input::TooLarge(_) | Input::Exited(_) => {
+                self.alive
+            }
             Input::Gone(_) => self.clearing,
             _ => true,
         }

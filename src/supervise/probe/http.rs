@@ -53,15 +53,17 @@ pub async fn check(url: &str, json: Option<&str>) -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     let exchange = async {
         let response = sender.send_request(request).await.map_err(said)?;
-        if !response.status().is_success() {
-            return Err(format!("status {}", response.status()));
+        let status = response.status();
+        let refused = |more: &str| Err(format!("status {status}{more}"));
+        let Some(key) = json else {
+            return if status.is_success() { Ok(()) } else { refused("") };
+        };
+        match Limited::new(response.into_body(), BODY_MAX).collect().await {
+            Ok(body) if status.is_success() => is_true(&body.to_bytes(), key),
+            Ok(body) => refused(&failing(&body.to_bytes())),
+            Err(error) if status.is_success() => Err(format!("the answer broke off: {error}")),
+            Err(_) => refused(""),
         }
-        let Some(key) = json else { return Ok(()) };
-        let body = Limited::new(response.into_body(), BODY_MAX)
-            .collect()
-            .await
-            .map_err(|error| format!("the answer broke off: {error}"))?;
-        is_true(&body.to_bytes(), key)
     };
     tokio::pin!(exchange);
     tokio::select! {
@@ -75,6 +77,18 @@ fn said(error: hyper::Error) -> String {
     match std::error::Error::source(&error) {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),
+    }
+}
+
+/// The parts of it that fail, where it names them as the gateway does: `{"ready":false,"failing":["telegram"]}`.
+fn failing(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        failing: Vec<String>,
+    }
+    match serde_json::from_slice(body) {
+        Ok(Named { failing }) if !failing.is_empty() => format!(", failing: {}", failing.join(", ")),
+        _ => String::new(),
     }
 }
 
@@ -156,6 +170,11 @@ mod tests {
                 "HTTP/1.1 503 Service Unavailable\r\n\r\n{\"ready\":true}",
                 Some("ready"),
                 Err("status 503 Service Unavailable"),
+            ),
+            (
+                "HTTP/1.1 503 Service Unavailable\r\n\r\n{\"ready\":false,\"failing\":[\"telegram\",\"slack\"]}",
+                Some("ready"),
+                Err("status 503 Service Unavailable, failing: telegram, slack"),
             ),
             ("HTTP/1.1 302 Found\r\n\r\n", None, Err("status 302 Found")),
         ] {

@@ -40,8 +40,9 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Waits until the readiness probe has passed. There is no limit: the service's own is kept elsewhere.
-    pub async fn until_ready(&self, probe: &Probe, notice: Option<Notice>) {
+    /// Waits until the readiness probe has passed; tells each new reason why it has not. There is no limit: the service's
+    /// own is kept elsewhere.
+    pub async fn until_ready(&self, probe: &Probe, notice: Option<Notice>, not_yet: impl Fn(String)) {
         if let Some(notice) = notice {
             return notice.given().await;
         }
@@ -52,6 +53,7 @@ impl Prober {
                 // The same answer four times a second is not news.
                 Err(why) if before.as_ref() != Some(&why) => {
                     debug!(service = self.service.name, "not ready yet: {why}");
+                    not_yet(why.clone());
                     before = Some(why);
                 }
                 Err(_) => {}
