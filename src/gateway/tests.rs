@@ -2,8 +2,10 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, path::PathBuf};
 
+use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_tungstenite::tungstenite::Message;
 
 use super::{trial::SUSPICIOUS_FAILURES, *};
 use crate::config::{Machine, load};
@@ -13,6 +15,9 @@ const CLI: &str = r#"#!/bin/sh
 echo "$@" >>"$(dirname "$0")/calls"
 [ "$1" = doctor ] && [ -e "$(dirname "$0")/cure" ] && cp "$(dirname "$0")/cure" "$HOME/.openclaw/openclaw.json"
 [ "$1 $2" = "gateway restart-handoff" ] && echo '{"ok":true,"status":"accepted"}'
+[ "$1 $2" = "devices list" ] && echo '{"pending":[{"requestId":"r","deviceId":"d","new":1}],"paired":[]}'
+[ "$1 $2 $3" = "devices approve r" ] && echo '{"requestId":"r"}'
+[ "$1 $2 $3" = "devices approve gone" ] && echo "unknown requestId" >&2 && exit 1
 exit 0
 "#;
 
@@ -25,6 +30,11 @@ struct Keeper {
 
 impl Keeper {
     fn new(restart: &str, env: &[(&str, &str)]) -> Keeper {
+        Keeper::at(settings::DEFAULT_PORT, restart, env)
+    }
+
+    /// Of a gateway at that port.
+    fn at(port: u16, restart: &str, env: &[(&str, &str)]) -> Keeper {
         let dir = tempfile::tempdir().unwrap();
         let package = dir.path().join("openclaw");
         fs::create_dir_all(&package).unwrap();
@@ -52,7 +62,7 @@ impl Keeper {
             has_legacy_workspace: false,
         };
         let file = format!(
-            "[[service]]\nname = \"gateway\"\nrestart = \"{restart}\"\ncommand = [{:?}, \"gateway\"]",
+            "[[service]]\nname = \"gateway\"\nrestart = \"{restart}\"\ncommand = [{:?}, \"gateway\", \"--port\", \"{port}\"]",
             package.join("openclaw")
         );
         let config = load(Some(&file), env, &machine).unwrap();
@@ -387,6 +397,49 @@ async fn a_clean_exit_is_a_request_to_be_started_again() {
         keeper.calls(),
         ["gateway restart-handoff consume --expected-pid 7 --json"]
     );
+}
+
+/// A gateway of a time to come.
+async fn of_another_protocol() -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+            let challenge = r#"{"type":"event","event":"connect.challenge","payload":{"nonce":"n","ts":1}}"#;
+            socket.send(Message::text(challenge)).await.unwrap();
+            socket.next().await;
+            let refusal = r#"{"type":"res","id":"connect","ok":false,"error":{"code":"INVALID_REQUEST","message":"protocol mismatch"}}"#;
+            socket.send(Message::text(refusal)).await.unwrap();
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn devices_are_paired_by_the_command_line_where_the_protocol_is_another() {
+    let keeper = Keeper::at(of_another_protocol().await, "always", &[]);
+    keeper.prepare().await;
+    let devices = keeper.gateway.devices().await.unwrap();
+    assert_eq!(devices.pending[0].request_id, "r");
+    keeper.gateway.approve("r").await.unwrap();
+    let refused = keeper.gateway.approve("gone").await.unwrap_err();
+    assert!(refused.to_string().contains("unknown requestId"), "{refused}");
+    let calls = [
+        "devices list --json",
+        "devices approve r --json",
+        "devices approve gone --json",
+    ];
+    assert_eq!(keeper.calls(), calls);
+    // One that is not there is no matter for its command line, which would only take longer to say so.
+    let keeper = Keeper::at(9, "always", &[]);
+    keeper.prepare().await;
+    assert!(matches!(
+        keeper.gateway.devices().await,
+        Err(RpcError::Unreachable { .. })
+    ));
+    assert!(keeper.calls().is_empty());
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ async fn no_secret_comes_out() {
         "{out}"
     );
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(log.contains("a callback failed"), "{log}");
+    assert!(log.contains("a callback failed") && log.contains("panicked: "), "{log}");
     said.insert("stdout".into(), output.stdout);
     said.insert("stderr".into(), output.stderr);
     for (place, bytes) in said {
@@ -124,6 +124,8 @@ async fn secretive(dir: &Path) {
     println!("{}", super::super::table::render(&report.status(), false));
     println!("{}", super::super::metrics::render(report.status()));
     println!("{settings:?} {:?}", report.status());
+    let panics = move || panic!("{error} of {settings:?}");
+    std::thread::spawn(panics).join().unwrap_err();
     let cmdline = fs::read("/proc/self/cmdline").unwrap();
     println!("{}", String::from_utf8_lossy(&cmdline));
     assert!(report.close(Duration::from_millis(100)).await > 0);
