@@ -1,11 +1,12 @@
 //! The real gateway of both generations, looked after by moltinit as PID 1.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, time::Duration};
 
 use moltinit::{
     config::{self, Machine, env::Env},
     gateway::{
         patch::{Written, patch},
+        rpc::Devices,
         settings::GatewaySettings,
         version::Generation,
     },
@@ -17,7 +18,7 @@ use nix::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    MOLTINIT, PATIENCE,
+    PATIENCE,
     container::{Container, Disk, TOKEN, event},
     eventually,
     gateway::Gateway,
@@ -103,6 +104,28 @@ impl Run {
         fs::write(self.disk.state().join("openclaw.json"), config.to_string()).unwrap();
     }
 
+    /// What `moltinit devices …` says.
+    fn devices_command(&self, words: &[&str]) -> String {
+        let output = self.disk.command(&[&["devices"], words].concat()).output().unwrap();
+        let why = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{words:?}: {why}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The gateway's own command, in the environment of the gateway.
+    fn by_its_own_command_line(&self, words: &[&str]) -> Value {
+        let environment = fs::read(format!("/proc/{}/environ", self.pid())).unwrap();
+        let environment = String::from_utf8(environment).unwrap();
+        let variables = environment.split('\0').filter_map(|variable| variable.split_once('='));
+        let mut command = self.gateway.command(words);
+        let output = command.env_clear().envs(variables).output().unwrap();
+        let why = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{words:?}: {why}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        let json = said.find('{').map_or("", |at| &said[at..]);
+        serde_json::from_str(json).unwrap_or_else(|error| panic!("{words:?}: {error}: {said}"))
+    }
+
     fn devices(&self, which: &str) -> Vec<Value> {
         let answer = self.container.get("/devices").unwrap();
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -129,20 +152,34 @@ fn a_first_boot_is_ready_and_pairs(gateway: Gateway, version: &str) {
     assert_eq!(run.devices("pending"), Vec::<Value>::new());
     let request = run.gateway.ask_to_pair();
     assert_eq!(run.devices("pending")[0]["requestId"], request.as_str());
-    let approved = Command::new(MOLTINIT)
-        .args(["devices", "approve", &request])
-        .env_clear()
-        .env("HOME", run.disk.path("home"))
-        .env("MOLTINIT_RUN_DIR", run.disk.path("run"))
-        .output()
-        .unwrap();
-    assert!(
-        approved.status.success(),
-        "{}",
-        String::from_utf8_lossy(&approved.stderr)
+    assert_eq!(
+        run.devices_command(&["approve", &request]),
+        format!("approved {request}\n")
     );
     assert_eq!(run.devices("pending"), Vec::<Value>::new());
     assert_eq!(run.devices("paired").len(), 1);
+
+    // What is done where its protocol is not known: its own command line knows the same in the same words.
+    let request = run.gateway.ask_to_pair();
+    let listed: Devices = serde_json::from_value(run.by_its_own_command_line(&["devices", "list", "--json"])).unwrap();
+    assert_eq!(listed.pending[0].request_id, request);
+    assert_eq!(listed.pending.len(), 1);
+    run.by_its_own_command_line(&["devices", "approve", &request, "--json"]);
+    assert_eq!(run.devices("pending"), Vec::<Value>::new());
+
+    let mut all = [run.gateway.ask_to_pair(), run.gateway.ask_to_pair()].map(|request| format!("approved {request}"));
+    let said = run.devices_command(&["approve", "--all"]);
+    let mut said: Vec<&str> = said.lines().collect();
+    all.sort();
+    said.sort_unstable();
+    assert_eq!(said, all);
+    assert_eq!(run.devices("pending"), Vec::<Value>::new());
+    // The early generation's command line has paired itself too.
+    assert!(run.devices("paired").len() >= 4);
+    assert_eq!(
+        run.devices_command(&["approve", "--all"]),
+        "no device asks to be paired\n"
+    );
     let unknown = run.container.post("/devices/no-such-request/approve").unwrap();
     assert_eq!(unknown.status, 404, "{unknown:?}");
 }
@@ -242,6 +279,40 @@ fn what_is_written_is_valid_to_both() {
     ]
     .into_iter()
     .collect();
+    let openai: Env = [
+        ("OPENAI_API_KEY", "sk-test-0123456789"),
+        ("MOLTINIT_MODEL_FALLBACKS", "openai/gpt-4o"),
+        ("TELEGRAM_BOT_TOKEN", "123456:telegram-secret"),
+        ("TELEGRAM_DM_POLICY", "allowlist"),
+        ("TELEGRAM_DM_ALLOW_FROM", "123456789, 987654321"),
+        ("DISCORD_BOT_TOKEN", "discord-secret"),
+        ("DISCORD_DM_POLICY", "allowlist"),
+    ]
+    .into_iter()
+    .collect();
+    let anthropic: Env = [
+        ("ANTHROPIC_API_KEY", "sk-ant-test-0123456789"),
+        ("ANTHROPIC_BASE_URL", "https://proxy.example/anthropic/"),
+        ("TELEGRAM_BOT_TOKEN", "123456:telegram-secret"),
+        ("TELEGRAM_DM_POLICY", "disabled"),
+    ]
+    .into_iter()
+    .collect();
+    let workers_ai: Env = [
+        ("CLOUDFLARE_AI_GATEWAY_API_KEY", "cf-secret-0123456789"),
+        ("CF_ACCOUNT_ID", "account"),
+        (
+            "CF_AI_GATEWAY_MODEL",
+            "workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast",
+        ),
+    ]
+    .into_iter()
+    .collect();
+    // Somebody has a list of the models that are allowed, and of who may write.
+    let with_lists = json!({
+        "agents": { "defaults": { "models": { "anthropic/claude-sonnet-4-5": { "alias": "sonnet" } } } },
+        "channels": { "telegram": { "allowFrom": [123_456_789] } },
+    });
     let base_url: Env = [
         ("AI_GATEWAY_API_KEY", "secret-0123456789"),
         (
@@ -270,6 +341,9 @@ fn what_is_written_is_valid_to_both() {
             (&everything, json!({})),
             (&everything, moltworkers.clone()),
             (&base_url, json!({})),
+            (&openai, with_lists.clone()),
+            (&anthropic, with_lists.clone()),
+            (&workers_ai, with_lists.clone()),
             (&Env::default(), moltworkers.clone()),
         ];
         for (env, document) in cases {
