@@ -1,6 +1,16 @@
 //! The real gateway of both generations, looked after by moltinit as PID 1.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use moltinit::{
     config::{self, Machine, env::Env},
@@ -42,15 +52,27 @@ impl Run {
     fn of(gateway: Gateway) -> Run {
         // Requests that come through a proxy on this machine are believed, so that a test can come from afar.
         let config = json!({ "gateway": { "trustedProxies": ["127.0.0.1"] } });
+        let run = Run::start(
+            gateway,
+            &config,
+            &[("ANTHROPIC_API_KEY", "sk-ant-test-0123456789")],
+            |_| {},
+        );
+        run.container.wait_for("/readyz", BOOT);
+        run
+    }
+
+    /// With that in its configuration and its environment; `adapt` has the last word on the disk.
+    fn start(gateway: Gateway, config: &Value, more: &[(&str, &str)], adapt: impl FnOnce(&Disk)) -> Run {
         let disk = Disk::new();
         let store = tempfile::tempdir().unwrap();
         fs::create_dir_all(disk.state()).unwrap();
         fs::write(disk.state().join("openclaw.json"), config.to_string()).unwrap();
         let mut env = gateway.environment(&disk);
-        env.push(("ANTHROPIC_API_KEY".to_owned(), "sk-ant-test-0123456789".to_owned()));
+        env.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        adapt(&disk);
         let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         let container = Container::start(&disk, store.path(), &env, &["run"]);
-        container.wait_for("/readyz", BOOT);
         Run {
             container,
             gateway,
@@ -241,6 +263,70 @@ fn the_latest_is_started_again_when_it_wants_to_be() {
     });
     run.container.wait_for("/readyz", BOOT);
     assert!(!run.container.log().contains("crash loop"));
+}
+
+/// Telegram as it is to somebody whose token it does not know. Gives its address.
+fn telegram_that_refuses() -> (String, Arc<AtomicUsize>) {
+    const REFUSAL: &str = r#"{"ok":false,"error_code":401,"description":"Unauthorized"}"#;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            count.fetch_add(1, Ordering::Relaxed);
+            let _ = stream.read(&mut [0; 8192]);
+            let _ = write!(
+                stream,
+                "HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+                 Connection: close\r\n\r\n{REFUSAL}",
+                REFUSAL.len()
+            );
+        }
+    });
+    (address, asked)
+}
+
+/// A channel that cannot work is no reason to end the gateway, again and again, and it is not hidden either.
+#[test]
+fn a_token_that_telegram_refuses_is_said_and_the_gateway_stays_up() {
+    const SECRET: &str = "123456789:telegram-canary-0123456789";
+    let (telegram, asked) = telegram_that_refuses();
+    let config = json!({ "channels": { "telegram": { "apiRoot": telegram } } });
+    let run = Run::start(Gateway::latest(), &config, &[("TELEGRAM_BOT_TOKEN", SECRET)], |disk| {
+        let file = disk.path("moltinit.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        // One that is slow to start is not to be taken for one that is dead.
+        let ready = r#"json = "ready", timeout = "30s""#;
+        let text = text
+            .replace(r#"json = "ready""#, ready)
+            .replace(r#"every = "2s""#, r#"every = "5m""#);
+        fs::write(&file, text).unwrap();
+    });
+    let gateway = || run.container.status()["services"]["gateway"].clone();
+    eventually(format_args!("a refusal; {}", run.container), BOOT, || {
+        (asked.load(Ordering::Relaxed) > 0 && run.container.log().contains("401")).then_some(())
+    });
+    eventually(format_args!("what is said of it; {}", run.container), BOOT, || {
+        gateway()["why"].as_str()?.contains("failing: telegram").then_some(())
+    });
+    let told = event(&run.container, "service.unhealthy");
+    assert!(
+        told["why"].as_str().unwrap().contains("not ready within 30 s"),
+        "{told}"
+    );
+    assert_eq!(gateway()["state"], "running", "{}", run.container);
+    assert_eq!(
+        run.container.get("/readyz").unwrap().json()["failing"],
+        json!(["gateway"])
+    );
+    assert_eq!(
+        run.container.post("/snapshots").unwrap().status,
+        200,
+        "it is looked after all the same"
+    );
+    let log = run.container.log();
+    assert!(!log.contains(SECRET) && !log.contains("crash loop"), "{log}");
 }
 
 /// Its port still takes connections, and any answer of its HTTP would do as well as any other: only its WebSocket tells.
