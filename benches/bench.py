@@ -68,6 +68,13 @@ def get(port, path, method="GET", timeout=5):
         return json.load(error)
 
 
+def memory(pid, which="VmRSS"):
+    """Bytes, by the kernel's name for them; none of a process that is gone."""
+    text = pathlib.Path(f"/proc/{pid}/status").read_text()
+    found = re.search(rf"^{which}:\s+(\d+) kB", text, re.M)
+    return int(found[1]) * 1024 if found else 0
+
+
 class Moltinit:
     """moltinit with a stand-in for the gateway: what is measured is moltinit's own time."""
 
@@ -108,14 +115,10 @@ class Moltinit:
         return last and last["commit"]
 
     def rss(self):
-        for line in (pathlib.Path(f"/proc/{self.process.pid}/status")).read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
+        return memory(self.process.pid)
 
     def peak(self):
-        for line in (pathlib.Path(f"/proc/{self.process.pid}/status")).read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        return memory(self.process.pid, "VmHWM")
 
     def stop(self):
         self.process.terminate()

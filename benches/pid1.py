@@ -154,13 +154,6 @@ def switches(pid):
     return counts
 
 
-def rss(pid):
-    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def supervising(name, make):
     directory = scratch / name
     directory.mkdir()
@@ -170,7 +163,7 @@ def supervising(name, make):
     wait(f"{name}'s services", lambda: all(pid.exists() for pid in pids), every=0.01)
     time.sleep(20)  # until the threads that were needed at the start are gone: their count goes with them
     own = [pid for pid in descendants(process.pid) if not is_service(pid)]
-    memory = sum(rss(pid) for pid in own)
+    memory = sum(memory(pid) for pid in own)
     before = {task: count for pid in own for task, count in switches(pid).items()}
     time.sleep(20)
     after = {task: count for pid in own for task, count in switches(pid).items()}
