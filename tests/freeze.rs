@@ -11,7 +11,7 @@ use moltinit::{
     event::ServiceState,
 };
 
-use bench::{Bench, PATIENCE, after, free_port, server, shell, until};
+use bench::{Bench, PATIENCE, after, ports::free_port, server, shell, until};
 
 /// Stops a server, then its supervisor in the middle of a probe, for longer than every deadline; then wakes both.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

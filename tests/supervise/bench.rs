@@ -1,5 +1,8 @@
 //! A supervisor to try things on, which leaves nothing behind.
 
+#[path = "../it/support/ports.rs"]
+pub mod ports;
+
 use std::{
     collections::HashMap,
     fs,
@@ -246,13 +249,4 @@ while True:
     });
     service.stop.timeout = Duration::from_secs(2);
     service
-}
-
-/// A port that is free now.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }

@@ -8,7 +8,7 @@ use moltinit::{
 };
 use nix::sys::signal::{Signal, kill};
 
-use super::bench::{Bench, PATIENCE, command, free_port, is_alive, server, shell, until};
+use super::bench::{Bench, PATIENCE, command, is_alive, ports::free_port, server, shell, until};
 
 /// Hurts a healthy server, and waits until another one is ready in its place.
 async fn is_replaced(hurt: Signal, what_is_said: &str) {

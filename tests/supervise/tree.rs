@@ -8,7 +8,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::bench::{Bench, PATIENCE, free_port, is_alive, server, shell, until};
+use super::bench::{Bench, PATIENCE, is_alive, ports::free_port, server, shell, until};
 
 fn pid(text: &str) -> Pid {
     Pid::from_raw(text.trim().parse().unwrap())

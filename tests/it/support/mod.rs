@@ -5,6 +5,7 @@ pub mod container;
 pub mod docker;
 pub mod gateway;
 pub mod http;
+mod ports;
 pub mod process;
 pub mod pty;
 pub mod receiver;
@@ -12,35 +13,18 @@ pub mod s3;
 
 use std::{
     fmt::Display,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
+
+pub use ports::free_port;
 
 /// The binary under test.
 pub const MOLTINIT: &str = env!("CARGO_BIN_EXE_moltinit");
 
 /// Generous: a deadline is there to end a test that hangs, not to measure.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A loopback port that nobody listens on, given once. It is below those that the kernel gives to whoever asks for any, so
-/// nobody is given it before it is used.
-pub fn free_port() -> u16 {
-    const FIRST: u32 = 20_000;
-    const COUNT: u32 = 12_000;
-    static GIVEN: AtomicU32 = AtomicU32::new(0);
-    // Other processes of tests look from elsewhere on.
-    let from = std::process::id().wrapping_mul(389);
-    loop {
-        let at = from.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        let port = u16::try_from(FIRST + at).unwrap();
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
-        }
-    }
-}
 
 /// Compiles `tests/tools/NAME.c` into `dir`.
 ///
