@@ -299,6 +299,14 @@ export async function container(t, { dir, store, gateway = { delay: 0 } }) {
     const { pid, exited } = child(t, "setpriv", args, { env, stdio: ["ignore", openSync(log, "a"), openSync(log, "a")] });
     const children = `/proc/${pid}/task/${pid}/children`;
     const init = await eventually("PID 1 of the namespace", () => Number(readFileSync(children, "utf8").trim()) || undefined);
+    // Before `unshare` is ended, which would be gone while what is in the namespace still writes: waiting for its PID 1
+    // is waiting for all of it.
+    let ended = false;
+    exited.then(() => (ended = true));
+    atEnd(t, async () => {
+      if (!ended) process.kill(init, "SIGKILL");
+      await exited;
+    });
     return { init, exited, signal: (number) => process.kill(init, number) };
   };
   return { run, ports, log: () => readFileSync(log, "utf8") };
