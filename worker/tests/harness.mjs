@@ -237,18 +237,14 @@ export async function start(t, { engine, ports = {}, env = {}, times = {}, port,
   return { url, ask, asLogin, login, stop, miniflare };
 }
 
-/** A process and everything it starts, ended at the end of the test. */
-function child(t, command, args, options) {
-  const process = spawn(command, args, options);
-  const exited = new Promise((done) => {
-    process.on("exit", (code, signal) => done(signal ? 137 : code));
-    process.on("error", () => done(127));
-  });
-  atEnd(t, async () => {
-    process.kill("SIGKILL");
-    await exited;
-  });
-  return { pid: process.pid, exited };
+/**
+ * What is begun in the course of a test, to be ended at its end: once all that is set up later is gone, which might
+ * begin more.
+ */
+export function begun(t) {
+  const ends = [];
+  atEnd(t, () => Promise.all(ends.map((end) => end())));
+  return ends;
 }
 
 /**
@@ -280,6 +276,7 @@ export async function container(t, { dir, store, gateway = { delay: 0 } }) {
     writeFileSync(join(dir, "home/.openclaw/openclaw.json"), JSON.stringify({ gateway: { trustedProxies: ["127.0.0.1"] } }));
   }
   const log = join(dir, "log");
+  const ends = begun(t);
   const run = async (given) => {
     const env = {
       ...given,
@@ -296,17 +293,20 @@ export async function container(t, { dir, store, gateway = { delay: 0 } }) {
     if (!bin) throw new Error("MOLTINIT_TEST_BIN must name the moltinit to test");
     // Gone with this process, whatever ends it.
     const args = ["--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL", bin, "run"];
-    const { pid, exited } = child(t, "setpriv", args, { env, stdio: ["ignore", openSync(log, "a"), openSync(log, "a")] });
-    const children = `/proc/${pid}/task/${pid}/children`;
-    const init = await eventually("PID 1 of the namespace", () => Number(readFileSync(children, "utf8").trim()) || undefined);
-    // Before `unshare` is ended, which would be gone while what is in the namespace still writes: waiting for its PID 1
-    // is waiting for all of it.
-    let ended = false;
-    exited.then(() => (ended = true));
-    atEnd(t, async () => {
-      if (!ended) process.kill(init, "SIGKILL");
+    const unshare = spawn("setpriv", args, { env, stdio: ["ignore", openSync(log, "a"), openSync(log, "a")] });
+    let init;
+    let hasExited = false;
+    const exited = new Promise((done) => {
+      unshare.on("exit", (code, signal) => done(signal ? 137 : code));
+      unshare.on("error", () => done(127));
+    }).finally(() => (hasExited = true));
+    ends.push(async () => {
+      // Its PID 1, where there is one: `unshare` ends once the kernel has ended all that was in the namespace.
+      if (!hasExited) process.kill(init ?? unshare.pid, "SIGKILL");
       await exited;
     });
+    const children = `/proc/${unshare.pid}/task/${unshare.pid}/children`;
+    init = await eventually("PID 1 of the namespace", () => Number(readFileSync(children, "utf8").trim()) || undefined);
     return { init, exited, signal: (number) => process.kill(init, number) };
   };
   return { run, ports, log: () => readFileSync(log, "utf8") };

@@ -3,7 +3,7 @@
 import { spawn } from "node:child_process";
 import { createServer } from "node:http";
 import { fileURLToPath } from "node:url";
-import { atEnd, eventually, freePort } from "./harness.mjs";
+import { atEnd, begun, eventually, freePort } from "./harness.mjs";
 
 const listen = async (t, handler) => {
   const server = createServer(async (request, response) => {
@@ -68,16 +68,17 @@ export async function standIn(t) {
   const gateway = await freePort();
   self.ports = { 9180: control, 3000: sdk, 18789: gateway };
 
+  const ends = begun(t);
   let end;
   self.run = async () => {
     // Before anything of it answers: whoever mounts, mounts this one.
     self.mounted = self.hung = false;
     const process = spawn(globalThis.process.execPath, [fileURLToPath(new URL("gateway.mjs", import.meta.url)), String(gateway)], { stdio: "ignore" });
     const gone = new Promise((done) => process.on("exit", done));
-    atEnd(t, () => (process.kill("SIGKILL"), gone));
+    ends.push(() => (process.kill("SIGKILL"), gone));
     await eventually("the stand-in gateway", async () => (await fetch(`http://127.0.0.1:${gateway}/healthz`)).ok || undefined);
     const exited = new Promise((done) => (end = done));
-    atEnd(t, () => end(0));
+    ends.push(() => end(0));
     return { exited, signal: (number) => (process.kill("SIGKILL"), gone.then(() => end(number === 15 ? 0 : 128 + number))) };
   };
   return self;
