@@ -1,8 +1,9 @@
 //! A live restore: another commit in the place of the running state, and back again if the gateway does not come up
 //! on it.
 //!
-//! The gateway is held, not only stopped, from before its state is committed until the other is in place: whoever asks
-//! for it to start meanwhile has it started then.
+//! The gateway and whatever else comes after `store` are held, not only stopped, from before their state is committed
+//! until the other is in place: whoever asks for one to start meanwhile has it started then. One that went on would write
+//! to files that have been moved aside, which are in no snapshot. Services that are not of the state go on.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -186,7 +187,7 @@ impl Live {
         self.services.hold(GATEWAY, &why).await.map_err(failed)
     }
 
-    /// Lets the gateway go and waits until it is ready.
+    /// Lets go what is held and waits until the gateway is ready.
     async fn start(&self) -> Result<(), String> {
         let started = async {
             self.services.release(GATEWAY).await?;

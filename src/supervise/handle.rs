@@ -109,23 +109,33 @@ impl Handle {
         Ok(())
     }
 
-    /// Keeps a service down, ending it if it is up, until it is [released](Self::release); nobody's `start` changes
+    /// Keeps a service down, and with it everything that works on the restored state, that is what comes after `store`,
+    /// directly or not: ends in reverse order what is up, until it is [released](Self::release); nobody's `start` changes
     /// that. Comes back when nothing of it is left.
     ///
     /// # Errors
     /// There is none of that name.
     pub async fn hold(&self, name: &str, why: &str) -> Result<(), CommandError> {
-        self.tell(name, Input::Hold(why.to_owned())).await?;
-        board::until(&self.0.common.board, |board| board.is_down(name).then_some(())).await;
-        Ok(())
+        let names = self.on_state_with(name);
+        let held = names.iter().map(|name| self.hold_in_turn(name, &names, why));
+        join_all(held).await.into_iter().collect()
     }
 
-    /// Lets a service start again that was held, by whomever.
+    /// Lets start again what was [held](Self::hold), by whomever, and is wanted.
     ///
     /// # Errors
     /// There is none of that name.
     pub async fn release(&self, name: &str) -> Result<(), CommandError> {
-        self.tell(name, Input::Release).await
+        for name in self.on_state_with(name) {
+            self.tell(name, Input::Release).await?;
+        }
+        Ok(())
+    }
+
+    fn on_state_with<'a>(&'a self, name: &'a str) -> BTreeSet<&'a str> {
+        let mut names = self.0.common.order.all_after(STORE);
+        names.insert(name);
+        names
     }
 
     /// A condition that services come after (`store`) holds from now on.
@@ -227,6 +237,19 @@ impl Handle {
     /// Cuts short every stop of a [`drain`](Self::drain) or [`shut_down`](Self::shut_down), under way or to come.
     pub fn hurry(&self) {
         self.0.hurried.send_replace(true);
+    }
+
+    async fn hold_in_turn(&self, name: &str, all: &BTreeSet<&str>, why: &str) -> Result<(), CommandError> {
+        let Common { board, order, .. } = &*self.0.common;
+        let mut before = order.after(name);
+        before.retain(|other| all.contains(other));
+        board::until(board, |board| {
+            before.iter().all(|other| board.is_down(other)).then_some(())
+        })
+        .await;
+        self.tell(name, Input::Hold(why.to_owned())).await?;
+        board::until(board, |board| board.is_down(name).then_some(())).await;
+        Ok(())
     }
 
     async fn stop_all(&self, names: BTreeSet<String>, within: Duration) {

@@ -21,15 +21,15 @@ use crate::support::{
 };
 
 /// A start script with that environment. Killed when this is dropped.
-struct Script(Child);
+pub struct Script(Child);
 
 impl Script {
-    fn start(disk: &Disk, env: &[(&str, &str)]) -> Script {
+    pub fn start(disk: &Disk, env: &[(&str, &str)]) -> Script {
         let script = disk.command(&["attach", "gateway"]).envs(env.iter().copied()).spawn();
         Script(script.unwrap())
     }
 
-    fn is_there(&mut self) -> bool {
+    pub fn is_there(&mut self) -> bool {
         self.0.try_wait().unwrap().is_none()
     }
 

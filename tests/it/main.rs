@@ -15,6 +15,7 @@ mod gateway;
 mod image;
 mod interface;
 mod life;
+mod live;
 mod memory;
 mod mistakes;
 mod outage;

@@ -121,6 +121,8 @@ struct Keeper {
     rival_ended: Arc<AtomicBool>,
     /// The generation of which it was said that another goes on from its base.
     branched: Option<Ulid>,
+    /// What the base's generation ended with when a restore went back in it: nobody has gone on from there since.
+    went_back_from: Option<CommitId>,
 }
 
 impl Keeper {
@@ -135,6 +137,7 @@ impl Keeper {
             rival: None,
             rival_ended: Arc::default(),
             branched: None,
+            went_back_from: None,
         }
     }
 
@@ -149,7 +152,10 @@ impl Keeper {
                     self.pruner.committed(id, record);
                     look_at = look_at.or_else(|| Some(Instant::now() + LOOK));
                 }
-                Ok(News::Begun) => look_at = Some(Instant::now() + FIRST_LOOK),
+                Ok(News::Begun) => {
+                    self.begun();
+                    look_at = Some(Instant::now() + FIRST_LOOK);
+                }
                 Ok(News::Look) => look_at = Some(Instant::now()),
                 Ok(News::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
@@ -194,6 +200,12 @@ impl Keeper {
         Ok(())
     }
 
+    fn begun(&mut self) {
+        let own = self.writing.get().map(|own| own.generation);
+        let base = own.and_then(|own| self.base(own));
+        self.went_back_from = base.and_then(|base| self.history.newest(base.generation).ok().flatten());
+    }
+
     /// Whether the supervisor that wrote what we began from goes on writing: from there on that is a branch.
     fn look_at_base(&mut self, own: Ulid) -> Result<(), StoreError> {
         let Some(base) = self.base(own) else { return Ok(()) };
@@ -201,7 +213,8 @@ impl Keeper {
             return Ok(());
         }
         let newest = self.history.newest(base.generation)?;
-        if let Some(branch) = newest.filter(|newest| *newest > base) {
+        let known = self.went_back_from.filter(|last| last.generation == base.generation);
+        if let Some(branch) = newest.filter(|newest| *newest > known.unwrap_or(base)) {
             self.branched = Some(own);
             let why = format!(
                 "another supervisor goes on from {base}, where this one began; its commits are a branch, which no boot \
@@ -294,6 +307,30 @@ mod tests {
         assert_eq!(by, newer.generation.id().to_string());
         assert!(why.contains(&id.to_string()), "{why}");
         assert!(said.try_recv().is_err());
+    }
+
+    #[test]
+    fn what_a_live_restore_went_back_from_is_no_branch_of_another() {
+        let mut kit = Kit::new();
+        let [base, _] = ["1", "2"].map(|content| {
+            kit.write("a", content);
+            kit.commit()
+        });
+        let (events, mut said) = Events::channel();
+        let mut keeper = Keeper::new(kit.history.clone(), own(&kit), events);
+        let restored = kit.history.begin(Ulid::generate(), Some(base));
+        keeper.writing.set(Some(Own {
+            generation: restored.id(),
+            ..own(&kit)
+        }));
+        keeper.begun();
+        keeper.look(Instant::now()).unwrap();
+        assert!(said.try_recv().is_err());
+        // As another supervisor that has not been told to end.
+        kit.write("a", "3");
+        kit.commit();
+        keeper.look(Instant::now()).unwrap();
+        assert!(matches!(said.try_recv(), Ok(Event::StoreBranched { .. })));
     }
 
     #[test]
