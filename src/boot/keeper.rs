@@ -64,7 +64,7 @@ impl Keeper {
         let (of, its, handle) = (config.clone(), layout.clone(), services.clone());
         tokio::spawn(async move {
             let store = place.known().await;
-            keep(Config { store, ..of }, its, gateway, handle, events, run).await;
+            keep(Config { store, ..of }, its, gateway, handle, events, run, bring_back).await;
         });
         Keeper {
             running,
@@ -146,6 +146,9 @@ impl Keeper {
     }
 }
 
+/// Said by a restore that is given up for now.
+type GoWithout = Box<dyn FnOnce() + Send>;
+
 async fn keep(
     config: Config,
     layout: Layout,
@@ -153,6 +156,7 @@ async fn keep(
     services: Handle,
     events: Events,
     run: watch::Sender<Option<Running>>,
+    restore: impl FnOnce(&Plan, &Events, GoWithout) -> Found + Send + 'static,
 ) {
     let (found_it, mut found) = oneshot::channel();
     let (go_without, without) = oneshot::channel();
@@ -161,9 +165,10 @@ async fn keep(
     let thread = {
         let events = events.clone();
         std::thread::Builder::new().name("restore".into()).spawn(move || {
-            let _ = found_it.send(bring_back(&plan, &events, || {
+            let go = Box::new(|| {
                 let _ = go_without.send(());
-            }));
+            });
+            let _ = found_it.send(restore(&plan, &events, go));
         })
     };
     if let Err(error) = thread {
@@ -177,13 +182,8 @@ async fn keep(
         biased;
         back = &mut found => match back {
             Ok(back) => Some(back),
-            Err(_) => {
-                // Whatever is on the disk now is not known to be the agent's state.
-                let why = "the restore ended in a panic, which is a bug; the gateway is held back".to_owned();
-                tracing::error!("{why}");
-                events.emit(Event::StoreUnavailable { why });
-                return;
-            }
+            // Whatever is on the disk now is not known to be the agent's state.
+            Err(_) => return panicked(&events, "the gateway is held back"),
         },
         Ok(()) = without => None,
         never = tell(&progress, &events) => match never {},
@@ -229,9 +229,18 @@ async fn keep(
         up.until_up("gateway").await;
         said.emit(Event::BootPhase { phase: Phase::Done });
     });
-    if !restored && let Ok(found) = found.await {
-        start(found);
+    if !restored {
+        match found.await {
+            Ok(found) => start(found),
+            Err(_) => panicked(&events, "nothing is committed"),
+        }
     }
+}
+
+fn panicked(events: &Events, so: &str) {
+    let why = format!("the restore ended in a panic, which is a bug; {so}");
+    tracing::error!("{why}");
+    events.emit(Event::StoreUnavailable { why });
 }
 
 /// Says how far a restore is, for as long as this is waited for.
@@ -279,7 +288,94 @@ fn settings(config: &Config, layout: &Layout, gateway: &Arc<Gateway>) -> engine:
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::HashMap, fs};
+
     use super::*;
+    use crate::{
+        config::{Machine, load, secret::Mask},
+        event::ServiceState,
+        pid1::Spawner,
+        state::tests::kit::Kit,
+        supervise::Supervisor,
+    };
+
+    /// Both with the state on the disk and without: a bug in the restore may be anywhere in it.
+    #[tokio::test]
+    async fn a_restore_that_panics_starts_nothing_and_commits_nothing() {
+        for is_late in [false, true] {
+            let mut kit = Kit::new();
+            kit.write("memory.md", "everything");
+            let committed = kit.commit();
+            let path = |name: &str| kit.path(name).to_str().unwrap().to_owned();
+            let env = [
+                ("HOME", path("home")),
+                ("PATH", "/usr/bin:/bin".to_owned()),
+                ("MOLTINIT_STORE", path("store")),
+                ("MOLTINIT_DATA_DIR", path("data")),
+                ("MOLTINIT_STATE_DIR", path("home/.openclaw")),
+            ];
+            let machine = Machine {
+                home: kit.path("home"),
+                store_is_mounted: false,
+                has_sandbox_server: false,
+                has_legacy_workspace: false,
+            };
+            let file = "[[service]]\nname = \"gateway\"\ncommand = [\"sleep\", \"1000\"]";
+            let config = load(Some(file), env.into_iter().collect(), &machine).unwrap();
+            let (events, mut said) = Events::channel();
+            let spawner = Spawner::start().unwrap();
+            let services = Supervisor {
+                services: config.services.clone(),
+                cares: HashMap::new(),
+                env: Default::default(),
+                spawner: spawner.clone(),
+                events: events.clone(),
+                mask: Mask::default(),
+            }
+            .start();
+            let gateway = Arc::new(Gateway::new(&config, spawner, events.clone(), |_| {}).unwrap());
+            let (run, running) = watch::channel(None);
+            let layout = Layout::new(&config);
+            let restore = move |plan: &Plan, events: &Events, go: GoWithout| {
+                assert!(is_late, "as asked");
+                drop(bring_back(plan, events, go));
+                panic!("as asked");
+            };
+            keep(
+                config.clone(),
+                layout.clone(),
+                gateway,
+                services.clone(),
+                events,
+                run,
+                restore,
+            )
+            .await;
+            let keeper = Keeper {
+                running,
+                services: services.clone(),
+                layout,
+                work: config.work_dir(),
+                restoring: Arc::new(Semaphore::new(1)),
+            };
+
+            assert_eq!(kit.path("home/.openclaw/memory.md").exists(), is_late);
+            fs::create_dir_all(kit.path("home/.openclaw")).unwrap();
+            fs::write(kit.path("home/.openclaw/memory.md"), "nothing").unwrap();
+            assert!(matches!(keeper.commit_now().await, Err(Refusal::Store(_))));
+            keeper.commit_stopped(Duration::from_secs(10)).await;
+            keeper.finish(Duration::from_secs(10)).await;
+            let (listed, _) = kit.reopened().list().unwrap();
+            assert_eq!(listed.iter().map(|one| one.meta.id).collect::<Vec<_>>(), [committed]);
+            assert_eq!(services.services()[0].state, ServiceState::Waiting);
+            let said: Vec<Event> = std::iter::from_fn(|| said.try_recv().ok()).collect();
+            assert!(
+                said.iter()
+                    .any(|event| matches!(event, Event::StoreUnavailable { why } if why.contains("panic"))),
+                "{said:?}"
+            );
+        }
+    }
 
     #[tokio::test]
     async fn a_restore_is_reported_while_it_goes_on() {

@@ -34,4 +34,4 @@ pub mod walk;
 pub mod watch;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
