@@ -1,14 +1,23 @@
 //! A consistent image of a database that others are using, through SQLite's own locks.
 //!
-//! Nobody who uses a database waits for more than a few milliseconds. With a log, the file itself is written to by
-//! checkpoints only, and only where the log has frames: all other pages are read from the file without any lock, a
-//! little at a time, and after each time the log's frame headers tell what has changed since. What is left is read with
+//! Who uses a database waits for no more than a transaction that reads a few pages, with one exception, which is last.
+//!
+//! With a log, the file itself is written to by checkpoints only, and only where the log has frames. So as of any mark in
+//! the log a page is where the log has its last frame up to the mark, or else in the file, and neither place changes until
+//! the log tells: a frame in that the log's header is another, the file in that the log has a newer frame of the page. All
+//! of it is read without any lock, a little at a time, and after each time the log is asked. What is left is read with
 //! `sqlite_dbpage` inside short read transactions. The image is done when a transaction ends with nothing left to read:
 //! then every page is as that one transaction sees it.
 //!
-//! Without a log a writer waits for whoever reads, and all that is known of what it did is a change counter. Such a
-//! database is read in short transactions too; one that is written to meanwhile is copied in a single one, which takes
-//! a small part of the time that reading it does.
+//! Without a log (https://www.sqlite.org/lockingv3.html, sections 3 and 5) the file is written to by whoever holds its EXCLUSIVE lock, which
+//! nobody does while somebody has a read transaction, be it for a moment. Such a database is read without a lock between
+//! two such moments. If the file's times at the second are those of the first, and had been left alone for long enough at
+//! the first for a write to show, then nobody has written to it: no write was under way at the first, none has begun
+//! since, and at both what a crash had left would have been undone. So what was read is what the second transaction sees.
+//! Whatever has been read in vain makes the next time shorter, since only what differs has to be stored.
+//!
+//! The exception is a database without a log that is not left alone for as long as it takes to read it: it is copied in a
+//! single transaction, for which its writers wait, once.
 //!
 //! SQLite's locks are POSIX locks, and closing any descriptor of a file drops all of the process's locks on it. So
 //! the file is closed after the connection to it, and not opened at all where this process has other connections.
@@ -65,6 +74,13 @@ const BUFFER: usize = 1 << 20;
 /// Bytes read between two looks at the log when no lock is held. A log that has been begun anew twice from one look to the
 /// next tells nothing, so the looks are close.
 const SKIM: usize = 128 << 10;
+/// What a transaction may be left with: who has to wait for that does not notice.
+const ENOUGH: usize = 64 << 10;
+/// Looks at the log in a row with no less left than before, after which what is left is left to transactions: somebody
+/// writes as fast as is read.
+const IDLE: u32 = 8;
+/// Times that a database without a log is read without a lock before it is copied with one.
+const RESTS: u32 = 5;
 /// Times in a row that a database may be locked between two slices.
 const BUSY: u32 = 10;
 /// Times that nobody may know what has changed, so that all of it has to be read again, before no more is read without a
@@ -92,6 +108,8 @@ enum Seen {
     Log(wal::Mark),
     /// By the change counter, which counts where there is no log.
     Counter(u32),
+    /// Nobody was writing to a file without a log, and it had been left alone. While its times stay, it is.
+    Rest { counter: u32, times: wal::Times },
 }
 
 /// An image, whose chunks have been put.
@@ -158,9 +176,10 @@ pub fn capture(
     let reader = Reader::open(path, users)?;
     loop {
         let view = reader.view()?;
-        let (page_size, pages) = (view.page_size, view.pages);
+        let (page_size, pages, has_log) = (view.page_size, view.pages, view.counter.is_none());
         drop(view);
-        let work = Work::begin(page_size, pages, old, known, wal::Times::of(path));
+        let mut work = Work::begin(page_size, pages, old, known, wal::Times::of(path));
+        work.has_log = has_log;
         if let Some(captured) = work.capture(&reader, writer)? {
             return Ok(captured);
         }
@@ -174,18 +193,21 @@ struct Work<'a> {
     seen: Option<Seen>,
     main: Option<wal::Times>,
     hashes: Vec<u64>,
-    /// How many pages there were at the last look.
+    /// How many pages there were at the last look, and whether there was a log.
     pages: u32,
+    has_log: bool,
     /// Pages that have been put: the image has them otherwise than `layout`.
     put: PageSet,
     stale: PageSet,
-    /// Every page that the log has had since this was begun, and maybe more; `None` when that is not known.
-    logged: Option<PageSet>,
+    /// Where the log has pages, as of the last mark.
+    frames: wal::Frames,
+    /// The page that was read last without a lock.
+    read_last: u32,
     /// How often it was not known what has changed.
     lost: u32,
     /// Blocks to be put as a whole, by their first pages.
     rewrite: PageSet,
-    /// Pages that were read and not looked at yet, in ascending order.
+    /// Pages that were read and not looked at yet.
     buffer: Vec<u8>,
     numbers: Vec<u32>,
     /// Pages read up to now, and those with a lock.
@@ -216,9 +238,11 @@ impl<'a> Work<'a> {
             main: None,
             hashes: known.map(|known| known.pages.clone()).unwrap_or_default(),
             pages,
+            has_log: false,
             put: PageSet::default(),
             stale: PageSet::default(),
-            logged: None,
+            frames: wal::Frames::default(),
+            read_last: 0,
             lost: 0,
             rewrite: PageSet::default(),
             buffer: Vec::new(),
@@ -231,7 +255,7 @@ impl<'a> Work<'a> {
     /// Reads slice by slice until all that was read is of one moment. `None` if the page size changes meanwhile.
     fn capture(mut self, reader: &Reader, writer: &mut SegmentWriter) -> Result<Option<Captured>, CaptureError> {
         let (mut left, mut outrun, mut busy) = (None, 0, 0);
-        self.skim(reader, writer)?;
+        self.read_unlocked(reader, writer)?;
         loop {
             let before = reader.mark(self.seen)?;
             self.main = reader.settled();
@@ -239,7 +263,7 @@ impl<'a> Work<'a> {
             let held = Instant::now();
             let view = match reader.view() {
                 // It was free a moment ago, so it is not held for good.
-                Err(CaptureError::Busy(_)) if left.is_some() && busy < BUSY => {
+                Err(CaptureError::Busy(_)) if self.read > 0 && busy < BUSY => {
                     busy += 1;
                     continue;
                 }
@@ -250,17 +274,21 @@ impl<'a> Work<'a> {
                 return Ok(None);
             }
             self.pages = view.pages;
+            self.has_log = view.counter.is_none();
             let changed = match (self.seen, view.counter) {
                 (Some(Seen::Log(mark)), None) => reader.changed(mark)?,
                 (Some(Seen::Counter(seen)), Some(now)) if seen == now => Some(Default::default()),
+                (Some(Seen::Rest { counter, times }), Some(now)) if counter == now && reader.times() == Some(times) => {
+                    Some(Default::default())
+                }
                 _ => None,
             };
             self.note(changed.as_ref());
             let stale = self.stale.len();
-            if changed.is_none() && view.counter.is_none() && self.lost < LOST {
+            if changed.is_none() && self.may_be_read_unlocked() {
                 drop(view);
                 self.lost += 1;
-                self.skim(reader, writer)?;
+                self.read_unlocked(reader, writer)?;
                 continue;
             }
             outrun += u32::from(left.is_some_and(|left| left <= stale));
@@ -284,8 +312,7 @@ impl<'a> Work<'a> {
             let free = Instant::now();
             self.put(writer)?;
             if let Some(copy) = &copy {
-                self.logged = None;
-                while self.read_still(copy, BUFFER)? {
+                while self.read_still(copy, None, BUFFER)? {
                     self.put(writer)?;
                 }
             }
@@ -298,10 +325,32 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Reads without a lock what lies still in the file of a database with a log: every page that is not in the log.
-    /// A checkpoint writes to the file what the log has, and nobody else does.
+    fn may_be_read_unlocked(&self) -> bool {
+        if self.has_log {
+            self.lost < LOST
+        } else {
+            self.lost < RESTS && !self.is_small()
+        }
+    }
+
+    /// A slice or two read all of it.
+    fn is_small(&self) -> bool {
+        self.pages as usize * self.image.page_size() as usize <= BUFFER
+    }
+
+    /// Reads what it can without a lock; what it has seen then, and what is left, is for a transaction to make sense of.
+    fn read_unlocked(&mut self, reader: &Reader, writer: &mut SegmentWriter) -> Result<(), CaptureError> {
+        if self.has_log {
+            self.skim(reader, writer)
+        } else {
+            self.read_at_rest(reader, writer)
+        }
+    }
+
+    /// Reads a database with a log.
     fn skim(&mut self, reader: &Reader, writer: &mut SegmentWriter) -> Result<(), CaptureError> {
         let Some(file) = reader.file() else { return Ok(()) };
+        let (mut least, mut idle) = (u32::MAX, 0);
         while self.lost < LOST
             && let Some(before) = self.settled_mark(reader)?
         {
@@ -312,20 +361,29 @@ impl<'a> Work<'a> {
             self.lost += u32::from(changed.is_none());
             self.note(changed.as_ref());
             self.seen = Some(Seen::Log(before));
-            // What a slice or two can read is left to them.
-            if self.stale.len() as usize * self.image.page_size() as usize <= BUFFER {
+            let left = self.stale.len();
+            idle = if left < least { 0 } else { idle + 1 };
+            least = least.min(left);
+            if left as usize * self.image.page_size() as usize <= ENOUGH || idle > IDLE {
                 break;
             }
-            if self.logged.is_none() {
-                let mut logged = PageSet::default();
-                reader.logged()?.into_iter().for_each(|page| logged.insert(page));
-                self.logged = Some(logged);
+            let log = reader.log()?;
+            let advanced = self.frames.advance(log.as_ref(), before);
+            if !advanced.map_err(|error| reader.log_error(&error))? {
+                continue;
             }
             interruption();
             // A file that has become shorter is for a transaction to make sense of.
-            let Ok(true) = self.read_still(file, SKIM) else { break };
+            let Ok(true) = self.read_still(file, log.as_ref(), SKIM) else {
+                break;
+            };
             interruption();
+            let held = match &log {
+                Some(log) => self.frames.held(log).map_err(|error| reader.log_error(&error))?,
+                None => true,
+            };
             match reader.changed(before)? {
+                Some(_) if !held => self.unread(),
                 // What was being written while it was read is read again. Put all the same, it does no harm.
                 Some(changed) => {
                     let numbers = self.numbers.iter().filter(|page| changed.contains(page));
@@ -342,12 +400,61 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
+    /// Reads a database without a log from a moment on at which nobody writes to it. Whether it has been left alone is for
+    /// the next transaction to tell.
+    fn read_at_rest(&mut self, reader: &Reader, writer: &mut SegmentWriter) -> Result<(), CaptureError> {
+        let Some(file) = reader.file().filter(|_| !self.is_small()) else {
+            return Ok(());
+        };
+        // Nothing has been read of it yet, and most of the time goes into what has to be stored. What is stored now need not
+        // be when it counts.
+        let is_first = self.read == 0;
+        let mut settles = 0;
+        let (counter, rest) = loop {
+            interruption();
+            let Ok(view) = reader.view() else { return Ok(()) };
+            let Some(counter) = view.counter.filter(|_| view.page_size == self.image.page_size()) else {
+                return Ok(());
+            };
+            if self.seen == Some(Seen::Counter(counter)) {
+                return Ok(());
+            }
+            let rest = reader.times().filter(wal::Times::are_settled);
+            self.pages = view.pages;
+            drop(view);
+            if rest.is_some() || is_first {
+                break (counter, rest);
+            }
+            settles += 1;
+            if settles > SETTLES {
+                return Ok(());
+            }
+            std::thread::sleep(SETTLE);
+        };
+        self.note(None);
+        interruption();
+        let is_at_rest = || rest.is_some() && reader.times() == rest;
+        // A file that has become shorter is for a transaction to make sense of.
+        while (is_first || is_at_rest())
+            && let Ok(true) = self.read_still(file, None, BUFFER)
+        {
+            self.put(writer)?;
+            interruption();
+        }
+        self.unread();
+        if let Some(times) = rest
+            && is_at_rest()
+        {
+            self.seen = Some(Seen::Rest { counter, times });
+        }
+        Ok(())
+    }
+
     /// The place where the log is now. Where there is more than a slice to read a moment is given for it to be told.
     fn settled_mark(&self, reader: &Reader) -> Result<Option<wal::Mark>, CaptureError> {
-        let is_small = self.pages as usize * self.image.page_size() as usize <= BUFFER;
         let mut mark = reader.mark(self.seen)?;
         for _ in 0..SETTLES {
-            if mark.is_some() || is_small || !reader.has_log() {
+            if mark.is_some() || self.is_small() || !reader.has_log() {
                 break;
             }
             std::thread::sleep(SETTLE);
@@ -356,36 +463,54 @@ impl<'a> Work<'a> {
         Ok(mark)
     }
 
-    /// Reads from the file itself stale pages that are not in the log, whole blocks of them up to about `most` bytes. False
-    /// if there are none.
-    fn read_still(&mut self, file: &File, most: usize) -> Result<bool, CaptureError> {
+    /// Reads stale pages, whole blocks of them up to about `most` bytes, from where they are as of the last mark: in the
+    /// log or else in the file itself. It goes on after those that it has read last, since some are stale again at once.
+    /// False if there are none.
+    fn read_still(&mut self, file: &File, log: Option<&File>, most: usize) -> Result<bool, CaptureError> {
+        let last = self.read_last;
+        self.read_still_from(last + 1, file, log, most)?;
+        if self.numbers.is_empty() {
+            self.read_still_from(1, file, log, most)?;
+        }
+        Ok(!self.numbers.is_empty())
+    }
+
+    fn read_still_from(&mut self, from: u32, file: &File, log: Option<&File>, most: usize) -> Result<(), CaptureError> {
         let (size, block) = (self.image.page_size(), self.image.block());
         // SQLite never uses the page that its locks are in.
         let locks = LOCKS / size + 1;
-        let mut next = 1;
+        let mut next = from;
         while self.buffer.len() < most
-            && let Some(first) = self.stale.next(next, self.logged.as_ref())
+            && let Some(first) = self.stale.next(next)
         {
-            let end = (first - 1) / block * block + block + 1;
-            let is_logged = |page| self.logged.as_ref().is_some_and(|logged| logged.contains(page));
-            let still = |page: u32| page != locks && self.stale.contains(page) && !is_logged(page);
-            let last = (first..end).take_while(|page| still(*page)).last();
-            next = last.map_or(first, |last| last) + 1;
-            let Some(last) = last else { continue };
-            let (at, len) = (self.buffer.len(), (last - first + 1) as usize * size as usize);
-            self.buffer.resize(at + len, 0);
-            let read = file.read_exact_at(&mut self.buffer[at..], u64::from(first - 1) * u64::from(size));
+            next = first + 1;
+            if first == locks {
+                continue;
+            }
+            let is_logged = |page| log.is_some() && self.frames.contains(page);
+            let at = self.buffer.len();
+            let read = match log.filter(|_| is_logged(first)) {
+                Some(log) => self.frames.read(log, first, &mut self.buffer),
+                None => {
+                    let end = (first - 1) / block * block + block + 1;
+                    let still = |page: u32| page != locks && self.stale.contains(page) && !is_logged(page);
+                    next = (next..end).find(|page| !still(*page)).unwrap_or(end);
+                    self.buffer.resize(at + (next - first) as usize * size as usize, 0);
+                    file.read_exact_at(&mut self.buffer[at..], u64::from(first - 1) * u64::from(size))
+                }
+            };
             if let Err(error) = read {
                 self.buffer.truncate(at);
                 return Err(CaptureError::Unavailable(error.to_string()));
             }
-            for page in first..=last {
+            for page in first..next {
                 self.numbers.push(page);
                 self.stale.remove(page);
             }
-            self.read += u64::from(last - first + 1);
+            self.read += u64::from(next - first);
+            self.read_last = next - 1;
         }
-        Ok(!self.numbers.is_empty())
+        Ok(())
     }
 
     /// Forgets what was read and not put.
@@ -398,10 +523,6 @@ impl<'a> Work<'a> {
 
     /// Takes note of what may have changed up to now: everything, if nobody knows.
     fn note(&mut self, changed: Option<&BTreeSet<u32>>) {
-        match (changed, &mut self.logged) {
-            (Some(pages), Some(logged)) => pages.iter().for_each(|page| logged.insert(*page)),
-            _ => self.logged = None,
-        }
         match changed {
             Some(pages) => pages.iter().for_each(|page| self.stale.insert(*page)),
             None => (1..=self.pages).for_each(|page| self.stale.insert(page)),
@@ -580,16 +701,19 @@ impl PageSet {
         Some(self.low as u32 * 64 + self.words[self.low].trailing_zeros())
     }
 
-    /// The first page from `from` on that is in this set, and not in `without`.
-    fn next(&self, from: u32, without: Option<&PageSet>) -> Option<u32> {
+    /// The first page from `from` on.
+    fn next(&self, from: u32) -> Option<u32> {
         let first = from as usize / 64;
-        let words = self.words.iter().enumerate().skip(first.max(self.low));
-        let mut left = words.map(|(at, word)| {
-            let out = without.and_then(|set| set.words.get(at)).copied().unwrap_or(0);
-            let low = if at == first { u64::MAX << (from % 64) } else { u64::MAX };
-            (at, word & !out & low)
-        });
-        let (at, word) = left.find(|(_, word)| *word != 0)?;
+        let mut words = self
+            .words
+            .iter()
+            .enumerate()
+            .skip(first.max(self.low))
+            .map(|(at, word)| {
+                let low = if at == first { u64::MAX << (from % 64) } else { u64::MAX };
+                (at, word & low)
+            });
+        let (at, word) = words.find(|(_, word)| *word != 0)?;
         Some(at as u32 * 64 + word.trailing_zeros())
     }
 

@@ -72,11 +72,20 @@ impl Reader {
     /// Opens the database for reading: closing a file that was open for writing would look like a change. Only where
     /// SQLite has to undo what a crash left half-done is it opened for writing, as by whoever would open it next.
     pub fn open(path: &Path, users: Users) -> Result<Reader, CaptureError> {
+        let before = wal::Times::of(path);
         let mut reader = Reader::open_for(path, LONGEST)?;
         reader.file = match users {
             Users::Others => open(path)?,
             Users::Ourselves => None,
         };
+        // The connection has the file that was there between these two looks.
+        if !reader
+            .times()
+            .zip(before)
+            .is_some_and(|(now, before)| now.is_of_same_file(before))
+        {
+            reader.file = None;
+        }
         Ok(reader)
     }
 
@@ -135,10 +144,14 @@ impl Reader {
         self.log.exists()
     }
 
-    /// Every page that the present run of the log has a frame of.
-    pub fn logged(&self) -> Result<BTreeSet<u32>, CaptureError> {
-        let log = open(&self.log)?;
-        wal::pages(log.as_ref()).map_err(|error| self.log_error(&error))
+    /// The log, if it is there.
+    pub fn log(&self) -> Result<Option<File>, CaptureError> {
+        open(&self.log)
+    }
+
+    /// The times of the file that is read without a lock, if it is still the database's.
+    pub fn times(&self) -> Option<wal::Times> {
+        wal::Times::of_open(self.file()?, &self.path)
     }
 
     /// A place in the log that the next view has all of; `None` where there is no log, or no telling. `last` is the one
@@ -221,7 +234,7 @@ impl Reader {
         Ok(header.map(|(salt, _)| salt))
     }
 
-    fn log_error(&self, error: &io::Error) -> CaptureError {
+    pub fn log_error(&self, error: &io::Error) -> CaptureError {
         CaptureError::Unavailable(format!("{}: {error}", self.log.display()))
     }
 }

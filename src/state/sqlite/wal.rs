@@ -1,11 +1,11 @@
 //! Which pages of a database changed, read off the headers in its write-ahead log.
 //!
-//! The log's own format: https://www.sqlite.org/fileformat2.html#the_write_ahead_log. Only whether a page may have
-//! changed is taken from it, never a page's content, so no check sum is looked at: a page named by mistake is read
-//! through SQLite and found to be unchanged.
+//! The log's own format: https://www.sqlite.org/fileformat2.html#the_write_ahead_log. Whether a page may have changed is
+//! taken from it without a look at check sums: a page named by mistake is read and found to be unchanged. A page's content
+//! is taken from it only up to a frame that SQLite's own index counts among the committed ones; see [`Frames`].
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs::{self, File},
     io,
     os::unix::fs::{FileExt, MetadataExt},
@@ -44,18 +44,35 @@ pub struct Times {
 impl Times {
     /// The times of the file at `path`, unless it was written to so recently that another write might not show.
     pub fn settled(path: &Path) -> Option<Times> {
-        Times::of(path).filter(|times| is_settled(times.ctime_ns) && is_settled(times.mtime_ns))
+        Times::of(path).filter(Times::are_settled)
     }
 
     pub fn of(path: &Path) -> Option<Times> {
-        let stat = fs::symlink_metadata(path).ok()?;
+        fs::symlink_metadata(path).ok().map(|stat| Times::read(&stat))
+    }
+
+    /// Of a file that is open and still the one at `path`.
+    pub fn of_open(file: &File, path: &Path) -> Option<Times> {
+        let open = Times::read(&file.metadata().ok()?);
+        Times::of(path).filter(|times| *times == open)
+    }
+
+    pub fn is_of_same_file(self, other: Times) -> bool {
+        self.ino == other.ino
+    }
+
+    pub fn are_settled(&self) -> bool {
+        is_settled(self.ctime_ns) && is_settled(self.mtime_ns)
+    }
+
+    fn read(stat: &fs::Metadata) -> Times {
         let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
-        Some(Times {
+        Times {
             ino: stat.ino(),
             len: stat.len(),
             mtime_ns: nanos(stat.mtime(), stat.mtime_nsec()),
             ctime_ns: nanos(stat.ctime(), stat.ctime_nsec()),
-        })
+        }
     }
 }
 
@@ -113,15 +130,74 @@ fn collect(file: &File, first: u32, salt: Salt, page_size: u32, pages: &mut BTre
     Ok(number - first)
 }
 
-/// Every page that the log's present run has a frame of.
-pub fn pages(log: Option<&File>) -> io::Result<BTreeSet<u32>> {
-    let mut pages = BTreeSet::new();
-    if let Some(log) = log
-        && let Some((salt, page_size)) = header(log)?
-    {
-        collect(log, 1, salt, page_size, &mut pages)?;
+/// Where the log has the pages that are in it, as of a mark.
+///
+/// A run of the log only grows. A committed frame is written to again in no other way than by beginning the log anew
+/// (section 4.4 of the file format, "WAL Reset": "the WAL header salt-1 value is incremented and the salt-2 value is
+/// randomized"), and SQLite writes the new header before the new run's first frame. So whoever has read frames up to a mark
+/// and after that still finds the run's salt in the header has read them as they were committed, with no lock. That
+/// they were committed is in the mark: frames after it may be of a transaction that is not over.
+#[derive(Debug, Default)]
+pub struct Frames {
+    salt: Option<Salt>,
+    page_size: u32,
+    /// Frames that have been looked at.
+    upto: u32,
+    /// The last of them of each page.
+    last: HashMap<u32, u32>,
+}
+
+impl Frames {
+    /// Moves on to `mark`. False if the log is not any more as the mark has it.
+    pub fn advance(&mut self, log: Option<&File>, mark: Mark) -> io::Result<bool> {
+        let Mark::At { salt, frames } = mark else {
+            // All of the log is in the database.
+            *self = Frames::default();
+            return Ok(true);
+        };
+        let Some((log, (now, page_size))) = (match log {
+            Some(log) => header(log)?.map(|header| (log, header)),
+            None => None,
+        }) else {
+            return Ok(false);
+        };
+        if now != salt {
+            return Ok(false);
+        }
+        if self.salt != Some(salt) || self.page_size != page_size || frames < self.upto {
+            *self = Frames {
+                salt: Some(salt),
+                page_size,
+                ..Frames::default()
+            };
+        }
+        while self.upto < frames {
+            match frame(log, self.upto + 1, page_size)? {
+                Some((page, found)) if found == salt => self.last.insert(page, self.upto + 1),
+                _ => return Ok(false),
+            };
+            self.upto += 1;
+        }
+        Ok(true)
     }
-    Ok(pages)
+
+    pub fn contains(&self, page: u32) -> bool {
+        self.last.contains_key(&page)
+    }
+
+    /// Appends the page as the log has it, if the log has it.
+    pub fn read(&self, log: &File, page: u32, to: &mut Vec<u8>) -> io::Result<()> {
+        let number = self.last.get(&page).ok_or(io::ErrorKind::NotFound)?;
+        let at = HEADER + u64::from(number - 1) * (FRAME + u64::from(self.page_size)) + FRAME;
+        let end = to.len();
+        to.resize(end + self.page_size as usize, 0);
+        log.read_exact_at(&mut to[end..], at)
+    }
+
+    /// Whether what was read is what had been committed: the run has not ended.
+    pub fn held(&self, log: &File) -> io::Result<bool> {
+        Ok(self.salt.is_none() || header(log)?.map(|(salt, _)| salt) == self.salt)
+    }
 }
 
 /// Every page that may have changed since `mark` in the database at `main`, or `None` when that cannot be told.
