@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use url::Url;
 
 use super::{
-    guard,
+    Shared, guard, hub,
     upstream::{BROWSER_PATH, DialError, Upstream},
 };
 use crate::config::secret::Secret;
@@ -25,7 +25,7 @@ pub struct Here<'a> {
 }
 
 impl Here<'_> {
-    fn url(&self, path: &str) -> String {
+    pub fn url(&self, path: &str) -> String {
         let query = self
             .token
             .map_or_else(String::new, |token| format!("?token={}", token.expose()));
@@ -35,12 +35,13 @@ impl Here<'_> {
 
 /// Answers a request under `/json`.
 pub async fn answer(
-    upstream: &Upstream,
+    shared: &Shared,
     method: &Method,
     path: &str,
     query: Option<&str>,
     here: Here<'_>,
 ) -> (StatusCode, Value) {
+    let upstream = &*shared.upstream;
     let path = path.trim_end_matches('/');
     let query = query.map(|query| guard::without_token(query, here.token));
     // With a token before it, some clients give the new page's address a name.
@@ -53,15 +54,18 @@ pub async fn answer(
                 json!("Using unsafe HTTP verb GET to invoke /json/new. This action supports only PUT verb."),
             );
         }
-        // Without discovery upstream there are no targets to name before somebody connects, and asking would launch.
-        "/json" | "/json/list" if !upstream.has_discovery() => return (StatusCode::OK, json!([])),
         "/json" | "/json/list" => LISTED,
         "/json/protocol" | "/json/new" => DONE,
         _ if path.starts_with("/json/activate/") || path.starts_with("/json/close/") => DONE,
         _ => return (StatusCode::NOT_FOUND, json!("Unknown command")),
     };
+    if let Some(hub) = &shared.hub {
+        return hub::answer(hub, path, query.as_deref(), here, within).await;
+    }
     if !upstream.has_discovery() {
-        // A browser of its own is launched for each connection, so there is none that this could be about.
+        if within == LISTED {
+            return (StatusCode::OK, json!([]));
+        }
         let why = "This browser has no discovery: connect to its WebSocket and use Target.createTarget";
         return (StatusCode::NOT_IMPLEMENTED, json!(why));
     }

@@ -3,6 +3,7 @@
 use super::{
     bridge::Bridge,
     frame::{self, BadFrame},
+    hub,
     position::Position,
 };
 
@@ -11,9 +12,7 @@ use super::{
 pub fn frames(mut data: &[u8]) {
     let pass = |piece: usize| {
         let (mut position, mut out) = (Position::default(), Vec::new());
-        let passed = data
-            .chunks(piece)
-            .try_for_each(|bytes| position.pass(bytes, &mut out, Some(1 << 20)));
+        let passed = data.chunks(piece).try_for_each(|bytes| position.pass(bytes, &mut out));
         (passed, out)
     };
     assert_eq!(pass(1), pass(data.len().max(1)));
@@ -44,9 +43,10 @@ pub fn frames(mut data: &[u8]) {
     }
 }
 
-/// Lines, by turns a client's and a shim's.
+/// Lines, by turns a client's and a browser's or a shim's.
 pub fn messages(data: &[u8]) {
     let mut bridge = Bridge::default();
+    hub::fuzz(data);
     for (turn, line) in data.split(|&byte| byte == b'\n').enumerate() {
         let Ok(text) = std::str::from_utf8(line) else {
             continue;

@@ -5,11 +5,13 @@
 //! gateway, scripts -> 127.0.0.1:9222 -> guard -> discovery (answered here)
 //!                                         |
 //!                                         +-> session: accepts at once, dials on the first command -> relay -> upstream
+//!                                                      where a dial launches a browser: one for all -> hub -> upstream
 //! ```
 //!
 //! * [`bridge`]: what a client needs and moltworker's shim lacks.
 //! * [`guard`]: who may come in.
 //! * [`discovery`]: `/json/version` and its kin.
+//! * [`hub`]: one browser for all clients, where each connection would launch one.
 //! * [`session`]: one WebSocket, from the upgrade to its end.
 //! * [`relay`]: bytes from one side to the other, frame by frame, never a message in memory; `position` knows where in
 //!   the frames it is, `pulse` whether both sides live.
@@ -22,6 +24,7 @@ mod frame;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod guard;
+mod hub;
 mod position;
 mod pulse;
 mod relay;
@@ -38,7 +41,7 @@ use tokio::{
     sync::{Mutex, watch},
 };
 
-use self::upstream::Upstream;
+use self::{hub::Hub, upstream::Upstream};
 use crate::{
     config::secret::Secret,
     event::{Event, Events},
@@ -55,6 +58,8 @@ pub struct BindError {
 /// What every connection shares.
 struct Shared {
     upstream: Arc<Upstream>,
+    /// Where clients have to share a browser.
+    hub: Option<Arc<Hub>>,
     /// Asked of every client, if set.
     token: Option<Secret>,
     events: Events,
@@ -93,12 +98,22 @@ impl Port {
         upstream: Arc<Upstream>,
     ) -> Result<SocketAddr, BindError> {
         let name = upstream.name();
+        let mut served = self.served.lock().await;
+        let before = served.as_ref().map(|served| Arc::clone(&served.current.borrow()));
+        let (upstream, hub) = match before.filter(|before| before.upstream.is_same(&upstream)) {
+            Some(before) => (Arc::clone(&before.upstream), before.hub.clone()),
+            None => {
+                let hub = || Arc::new(Hub::new(Arc::clone(&upstream), self.events.clone()));
+                let hub = upstream.launches().then(hub);
+                (upstream, hub)
+            }
+        };
         let shared = Arc::new(Shared {
             upstream,
+            hub,
             token,
             events: self.events.clone(),
         });
-        let mut served = self.served.lock().await;
         match &*served {
             Some(served) if served.wanted == wanted => {
                 served.current.send_replace(shared);

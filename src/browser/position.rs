@@ -5,14 +5,6 @@ use super::{
     pulse::OURS,
 };
 
-/// What cannot be passed on. Everything before it can.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Misfit {
-    Garbled(BadFrame),
-    /// Longer than so many bytes.
-    TooLong(u64),
-}
-
 /// A place in a stream of frames.
 #[derive(Debug, Default)]
 pub struct Position {
@@ -20,8 +12,6 @@ pub struct Position {
     header: Vec<u8>,
     /// Bytes of the present frame's payload still to come.
     payload: u64,
-    /// Bytes of the present message so far.
-    message: u64,
     /// A frame that is the answer to a ping of ours, or may be: its header's length and what there is of it.
     pong: Option<(Header, Vec<u8>)>,
     closed: bool,
@@ -41,8 +31,8 @@ impl Position {
     /// Takes `bytes` in and puts out what is to be passed on: all but the answers to our pings.
     ///
     /// # Errors
-    /// What comes is no frame, or a message of more than `limit` bytes. What came before it is in `out`.
-    pub fn pass(&mut self, mut bytes: &[u8], out: &mut Vec<u8>, limit: Option<u64>) -> Result<(), Misfit> {
+    /// What comes is no frame. What came before it is in `out`.
+    pub fn pass(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), BadFrame> {
         while !bytes.is_empty() && !self.has_closed() {
             if self.payload > 0 {
                 let here = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
@@ -59,24 +49,15 @@ impl Position {
             }
             self.header.push(bytes[0]);
             bytes = &bytes[1..];
-            if let Some(header) = frame::header(&self.header).map_err(Misfit::Garbled)? {
-                self.begin(header, out, limit)?;
+            if let Some(header) = frame::header(&self.header)? {
+                self.begin(header, out);
             }
         }
         Ok(())
     }
 
-    fn begin(&mut self, header: Header, out: &mut Vec<u8>, limit: Option<u64>) -> Result<(), Misfit> {
+    fn begin(&mut self, header: Header, out: &mut Vec<u8>) {
         let bytes = std::mem::take(&mut self.header);
-        if !header.is_control() {
-            self.message = self.message.saturating_add(header.payload);
-            if let Some(limit) = limit.filter(|limit| self.message > *limit) {
-                return Err(Misfit::TooLong(limit));
-            }
-            if header.fin {
-                self.message = 0;
-            }
-        }
         self.closed |= header.opcode == frame::CLOSE;
         self.payload = header.payload;
         if header.opcode == frame::PONG && header.payload == OURS.len() as u64 {
@@ -84,7 +65,6 @@ impl Position {
         } else {
             out.extend(bytes);
         }
-        Ok(())
     }
 
     fn end_pong(&mut self, out: &mut Vec<u8>) {
@@ -158,26 +138,21 @@ mod tests {
                     break;
                 }
                 let (piece, after) = rest.split_at((*cut).min(rest.len()));
-                prop_assert_eq!(position.pass(piece, &mut out, None), Ok(()));
+                prop_assert_eq!(position.pass(piece, &mut out), Ok(()));
                 rest = after;
             }
             prop_assert_eq!(out, expected);
         }
 
         #[test]
-        fn what_came_before_a_misfit_goes_on(frames in frames(), long in 1usize..200) {
+        fn what_came_before_garbage_goes_on(frames in frames()) {
             let stream: Vec<u8> = frames.iter().flat_map(|(frame, _)| frame).copied().collect();
             let expected: Vec<u8> = frames.iter().filter(|(_, ours)| !ours).flat_map(|(frame, _)| frame).copied().collect();
             let garbage = [&stream[..], &[0xf0, 0x00]].concat();
             let (mut position, mut out) = (Position::default(), Vec::new());
-            prop_assert_eq!(position.pass(&garbage, &mut out, None), Err(Misfit::Garbled(BadFrame::Reserved)));
+            prop_assert_eq!(position.pass(&garbage, &mut out), Err(BadFrame::Reserved));
             prop_assert!(position.is_between());
             prop_assert_eq!(&out, &expected);
-            let long = [frame(TEXT, true, b"a whole one", None), frame(TEXT, false, &vec![1; long], None),
-                frame(0, true, &[1; 100], None)].concat();
-            let (mut position, mut out) = (Position::default(), Vec::new());
-            prop_assert_eq!(position.pass(&long, &mut out, Some(99)), Err(Misfit::TooLong(99)));
-            prop_assert!(out.starts_with(&frame(TEXT, true, b"a whole one", None)));
         }
     }
 
@@ -185,9 +160,9 @@ mod tests {
     fn nothing_follows_a_close() {
         let stream = [frame::close(1000, "bye", false), frame(TEXT, true, b"more", None)].concat();
         let (mut position, mut out) = (Position::default(), Vec::new());
-        assert_eq!(position.pass(&stream[..3], &mut out, None), Ok(()));
+        assert_eq!(position.pass(&stream[..3], &mut out), Ok(()));
         assert!(!position.has_closed());
-        assert_eq!(position.pass(&stream[3..], &mut out, None), Ok(()));
+        assert_eq!(position.pass(&stream[3..], &mut out), Ok(()));
         assert!(position.has_closed());
         assert_eq!(out, frame(CLOSE, true, &stream[2..7], None));
     }

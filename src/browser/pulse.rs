@@ -40,8 +40,8 @@ pub struct Pulse {
     pinged: Instant,
     /// A read waits for it.
     listens: bool,
-    /// A write waits for it.
-    waits: bool,
+    /// Since when a write waits for it.
+    waits: Option<Instant>,
 }
 
 impl Pulse {
@@ -51,7 +51,7 @@ impl Pulse {
             asked: None,
             pinged: now,
             listens: false,
-            waits: false,
+            waits: None,
         }
     }
 
@@ -71,10 +71,10 @@ impl Pulse {
 
     /// A write came to something, or waits. That the system took bytes at once says nothing of the other side.
     fn wrote(&mut self, is_pending: bool, now: Instant) {
-        if self.waits && !is_pending {
+        if self.waits.is_some() && !is_pending {
             self.heard(now);
         }
-        self.waits = is_pending;
+        self.waits = is_pending.then(|| self.waits.unwrap_or(now));
     }
 
     /// Nobody listens, until somebody reads again.
@@ -94,12 +94,17 @@ impl Pulse {
     /// It was asked and could have answered, but did not.
     pub fn is_silent(&self, now: Instant) -> bool {
         let unanswered = self.asked.is_some_and(|asked| now >= asked + ANSWER);
-        self.listens && !self.waits && unanswered && now >= self.heard + SILENCE
+        self.listens && self.waits.is_none() && unanswered && now >= self.heard + SILENCE
     }
 
     /// It neither says anything nor takes what it is sent.
     pub fn is_stuck(&self, now: Instant) -> bool {
-        self.listens && self.waits && now >= self.heard + SILENCE
+        self.listens && self.waits.is_some() && now >= self.heard + SILENCE
+    }
+
+    /// Since when it has taken nothing of what it is sent.
+    pub fn stalls_since(&self) -> Option<Instant> {
+        self.waits
     }
 }
 

@@ -1,9 +1,8 @@
 //! Bytes from one side to the other.
 //!
 //! Frames go through as they are: a client's mask is as good for the upstream as for us, so no message is gathered, and
-//! one of any size costs one buffer. Headers are read on the way, for four things: to know where a frame of our own may
-//! go in between, to count a message's length, to see both sides close, and to keep our own pings' answers from
-//! somebody who never asked.
+//! one of any size costs one buffer. Headers are read on the way, for three things: to know where a frame of our own may
+//! go in between, to see both sides close, and to keep our own pings' answers from somebody who never asked.
 
 use std::{io, time::Duration};
 
@@ -13,8 +12,8 @@ use tokio::{
 };
 
 use super::{
-    frame,
-    position::{Misfit, Position},
+    frame::{self, BadFrame},
+    position::Position,
     pulse::{CLOSING, LOOK_EVERY, OURS, Pulse, SILENCE, Watch, Watched},
 };
 
@@ -72,7 +71,6 @@ impl Broken {
 struct Flow<R, W> {
     from: R,
     to: W,
-    limit: Option<u64>,
     position: Position,
     buffer: Vec<u8>,
     out: Vec<u8>,
@@ -86,17 +84,16 @@ struct Flow<R, W> {
 enum Step {
     Moved,
     Ended,
-    Misfit(Misfit),
+    Garbled(BadFrame),
     ReadFailed(io::Error),
     WriteFailed(io::Error),
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Flow<R, W> {
-    fn new(from: R, to: W, limit: Option<u64>) -> Self {
+    fn new(from: R, to: W) -> Self {
         Flow {
             from,
             to,
-            limit,
             position: Position::default(),
             buffer: vec![0; BUFFER],
             out: Vec::new(),
@@ -152,9 +149,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Flow<R, W> {
     }
 
     fn take(&mut self, count: usize) -> Step {
-        match self.position.pass(&self.buffer[..count], &mut self.out, self.limit) {
+        match self.position.pass(&self.buffer[..count], &mut self.out) {
             Ok(()) => Step::Moved,
-            Err(misfit) => Step::Misfit(misfit),
+            Err(bad) => Step::Garbled(bad),
         }
     }
 
@@ -188,12 +185,11 @@ struct Relay<C, U> {
     upstream: Watch,
 }
 
-/// Relays until both sides have closed. `first` is what the client has sent already; `limit` is the longest message
-/// the upstream takes.
+/// Relays until both sides have closed. `first` is what the client has sent already.
 ///
 /// # Errors
 /// What broke it. The client has been told by a close frame, if it still listens and no frame was half-way to it.
-pub async fn relay<C, U>(client: C, upstream: U, first: Vec<u8>, limit: Option<u64>) -> Result<(), Broken>
+pub async fn relay<C, U>(client: C, upstream: U, first: Vec<u8>) -> Result<(), Broken>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
@@ -203,13 +199,13 @@ where
     let (from_client, to_client) = split(client);
     let (from_upstream, to_upstream) = split(upstream);
     let mut relay = Relay {
-        up: Flow::new(from_client, to_upstream, limit),
-        down: Flow::new(from_upstream, to_client, None),
+        up: Flow::new(from_client, to_upstream),
+        down: Flow::new(from_upstream, to_client),
         client: client_watch.clone(),
         upstream: upstream_watch.clone(),
     };
-    let ended = match relay.up.position.pass(&first, &mut relay.up.out, limit) {
-        Err(misfit) => Err(of_client(misfit)),
+    let ended = match relay.up.position.pass(&first, &mut relay.up.out) {
+        Err(bad) => Err(Broken::Garbled(bad.to_string())),
         Ok(()) => tokio::select! {
             ended = relay.run() => ended,
             () = upstream_watch.ends(|pulse, now| pulse.is_silent(now) || pulse.is_stuck(now)) => Err(Broken::Silent),
@@ -262,7 +258,7 @@ where
             // The upstream answers the goodbye, and that is passed on.
             Step::Ended if self.up.position.has_closed() => Ok(()),
             Step::Ended | Step::ReadFailed(_) => Err(Broken::ClientGone),
-            Step::Misfit(misfit) => Err(of_client(misfit)),
+            Step::Garbled(bad) => Err(Broken::Garbled(bad.to_string())),
             Step::WriteFailed(error) => Err(Broken::Cut(error.to_string())),
         }
     }
@@ -273,8 +269,7 @@ where
             Step::Ended if self.down.position.has_closed() => Ok(()),
             Step::Ended => Err(Broken::Cut("it ended without a goodbye".into())),
             Step::ReadFailed(error) => Err(Broken::Cut(error.to_string())),
-            Step::Misfit(Misfit::Garbled(bad)) => Err(Broken::BrowserGarbled(bad.to_string())),
-            Step::Misfit(Misfit::TooLong(limit)) => Err(Broken::TooMuch(limit)),
+            Step::Garbled(bad) => Err(Broken::BrowserGarbled(bad.to_string())),
             Step::WriteFailed(_) => Err(Broken::ClientGone),
         }
     }
@@ -324,11 +319,4 @@ pub async fn drain(client: &mut (impl AsyncRead + Unpin)) {
     let mut buffer = vec![0; BUFFER];
     let drained = async { while client.read(&mut buffer).await.is_ok_and(|count| count > 0) {} };
     let _ = timeout(DRAIN, drained).await;
-}
-
-fn of_client(misfit: Misfit) -> Broken {
-    match misfit {
-        Misfit::Garbled(bad) => Broken::Garbled(bad.to_string()),
-        Misfit::TooLong(limit) => Broken::TooLong(limit),
-    }
 }

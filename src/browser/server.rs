@@ -104,7 +104,7 @@ async fn answer(
             token: shared.token.as_ref(),
         };
         let (method, query) = (request.method(), request.uri().query());
-        let (status, value) = discovery::answer(&shared.upstream, method, &path, query, here).await;
+        let (status, value) = discovery::answer(&shared, method, &path, query, here).await;
         return json(status, &value);
     }
     let Some(accept) = accept(request.headers()) else {

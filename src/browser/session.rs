@@ -4,18 +4,14 @@
 //! it: that is answered here and launches nothing.
 
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::timeout,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{
     Shared,
-    bridge::{Greeting, bridge, greet},
     frame::{self, BadFrame, Header},
+    hub,
     relay::{drain, relay},
-    upstream::{DIAL, DialError, Upstream},
-    version::Version,
+    upstream::Upstream,
 };
 use crate::event::Event;
 
@@ -29,19 +25,13 @@ pub async fn run(mut client: impl AsyncRead + AsyncWrite + Unpin, path: &str, sh
         let _ = client.shutdown().await;
         return;
     };
+    if let Some(hub) = &shared.hub {
+        hub::serve(hub, client, path, held).await;
+        return;
+    }
     let name = upstream.name();
-    let dial = async {
-        let mut browser = upstream.dial(path).await?;
-        let greeting = match upstream.may_be_shim() {
-            true => timeout(DIAL, greet(&mut browser))
-                .await
-                .unwrap_or(Err(DialError::TimedOut(DIAL)))?,
-            false => Greeting::Browser(Value::Null),
-        };
-        Ok::<_, DialError>((browser, greeting))
-    };
     let dialled = tokio::select! {
-        dialled = dial => dialled,
+        dialled = upstream.dial(path) => dialled,
         farewell = hold(&mut client, &mut held) => {
             let _ = client.write_all(&farewell).await;
             let _ = client.shutdown().await;
@@ -57,22 +47,15 @@ pub async fn run(mut client: impl AsyncRead + AsyncWrite + Unpin, path: &str, sh
         });
         why
     };
-    let (browser, greeting) = match dialled {
-        Ok(dialled) => dialled,
+    let browser = match dialled {
+        Ok(browser) => browser,
         Err(error) => {
             refuse(&mut client, &held, &failed(&error)).await;
             return;
         }
     };
     shared.events.emit(Event::BrowserConnected { upstream: name.clone() });
-    let ended = match greeting {
-        Greeting::Browser(version) => {
-            upstream.remember(Version::of_result(&version));
-            relay(client, browser, held, upstream.message_max()).await
-        }
-        Greeting::Shim(greeting) => bridge(client, browser, held, &greeting).await,
-    };
-    match ended {
+    match relay(client, browser, held).await {
         Err(broken) if broken.is_the_browsers() => drop(failed(&broken)),
         Err(broken) => tracing::info!(upstream = %name, %broken, "a browser session ended"),
         Ok(()) => {}
@@ -174,7 +157,7 @@ fn version_asked(frame: &Frame) -> Option<Value> {
 
 /// Takes in what the client sends meanwhile, up to a bound. Ends only when the client does; gives what it is still to be
 /// told.
-async fn hold(client: &mut (impl AsyncRead + Unpin), held: &mut Vec<u8>) -> Vec<u8> {
+pub async fn hold(client: &mut (impl AsyncRead + Unpin), held: &mut Vec<u8>) -> Vec<u8> {
     let mut seen = 0;
     loop {
         match next_frame(&held[seen..]) {
@@ -198,7 +181,7 @@ async fn hold(client: &mut (impl AsyncRead + Unpin), held: &mut Vec<u8>) -> Vec<
 }
 
 /// Answers the command that was waiting with the reason, and closes.
-async fn refuse(client: &mut (impl AsyncRead + AsyncWrite + Unpin), held: &[u8], why: &str) {
+pub async fn refuse(client: &mut (impl AsyncRead + AsyncWrite + Unpin), held: &[u8], why: &str) {
     let first = next_frame(held).ok().flatten();
     let command: Option<Value> = first.and_then(|frame| serde_json::from_slice(&frame.payload).ok());
     let mut farewell = Vec::new();

@@ -36,6 +36,7 @@ const WORDS: usize = 2_000;
 pub const BROWSER_PATH: &str = "/devtools/browser/moltinit";
 
 /// Where the browser is.
+#[derive(PartialEq)]
 enum Place {
     /// A Worker's `/cdp`, with its secret in the query.
     Worker { url: Url, secret: Secret },
@@ -54,6 +55,7 @@ pub struct Upstream {
     /// What the last browser there said of itself.
     version: Mutex<Version>,
     mask: Mask,
+    idle: Duration,
 }
 
 /// A browser that cannot be had, and what to do about it. Holds no URL and no secret.
@@ -152,6 +154,7 @@ impl Upstream {
             client: OnceCell::new(),
             version: Mutex::default(),
             mask: config.mask.clone(),
+            idle: config.cdp.idle,
         }))
     }
 
@@ -240,12 +243,19 @@ impl Upstream {
         }
     }
 
-    /// The longest message it takes, in bytes, if it has a limit.
-    pub fn message_max(&self) -> Option<u64> {
-        match self.place {
-            Place::Worker { .. } | Place::Cloudflare { .. } => Some(PLATFORM_MAX),
-            Place::Http(_) | Place::WebSocket(_) => None,
-        }
+    /// It launches a browser for each connection, so that clients have to share one.
+    pub fn launches(&self) -> bool {
+        matches!(self.place, Place::Worker { .. } | Place::Cloudflare { .. })
+    }
+
+    /// For how long a browser that is launched outlives the last of its clients.
+    pub fn idle(&self) -> Duration {
+        self.idle
+    }
+
+    /// The same place, reached in the same way.
+    pub fn is_same(&self, other: &Upstream) -> bool {
+        self.place == other.place && self.idle == other.idle
     }
 
     /// Opens a WebSocket to what `path` stands for. This is what launches a browser that somebody pays for.

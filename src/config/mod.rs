@@ -133,6 +133,8 @@ pub struct Cdp {
     pub token: Option<Secret>,
     /// `worker`, `cloudflare`, or a URL; `None` without a browser.
     pub upstream: Option<String>,
+    /// For how long a browser that is launched for all clients outlives the last of them.
+    pub idle: Duration,
 }
 
 #[derive(Debug, Clone)]

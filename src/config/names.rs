@@ -22,6 +22,7 @@ pub const SETTINGS: &[&str] = &[
     "admin_token",
     "cdp_addr",
     "cdp_allow_remote",
+    "cdp_idle",
     "cdp_token",
     "cdp_upstream",
     "callback_url",

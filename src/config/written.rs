@@ -45,6 +45,7 @@ impl Config {
                 "cdp_allow_remote",
                 (!self.cdp.addr.ip().is_loopback()).then(|| true.to_string()),
             ),
+            ("cdp_idle", Some(duration(self.cdp.idle))),
             ("cdp_token", secret(self.cdp.token.is_some())),
             ("cdp_upstream", self.cdp.upstream.clone()),
             ("callback_url", self.callback.url.clone()),

@@ -37,9 +37,9 @@ use crate::support::{
     eventually, free_port, http,
 };
 
-type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
+pub type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-async fn connect(port: u16) -> Client {
+pub async fn connect(port: u16) -> Client {
     let url = format!("ws://127.0.0.1:{port}/devtools/browser/moltinit");
     tokio::time::timeout(Duration::from_secs(20), connect_async(url))
         .await
@@ -49,11 +49,11 @@ async fn connect(port: u16) -> Client {
 }
 
 /// What does not come is a failure, not a test that hangs.
-async fn soon<T>(coming: impl Future<Output = T>) -> T {
+pub async fn soon<T>(coming: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, coming).await.expect("it comes in time")
 }
 
-async fn next(client: &mut Client) -> Message {
+pub async fn next(client: &mut Client) -> Message {
     tokio::time::timeout(PATIENCE, client.next())
         .await
         .expect("a message in time")
@@ -94,7 +94,7 @@ async fn echo(mut socket: WebSocketStream<TcpStream>) {
     }
 }
 
-async fn drive(library: &str, port: u16, what: Option<&str>) -> Value {
+pub async fn drive(library: &str, port: u16, what: Option<&str>) -> Value {
     let mut node = Command::new("timeout");
     node.args([
         "120",
@@ -132,7 +132,7 @@ async fn playwright_and_puppeteer_drive_a_real_browser() {
 }
 
 /// What is seen of the page that `drive` makes.
-fn a_page() -> Value {
+pub fn a_page() -> Value {
     json!({ "title": "A page", "heading": "hello", "long": 3_000_000, "png": "PNG" })
 }
 
@@ -143,12 +143,12 @@ fn a_tour() -> Value {
     })
 }
 
-async fn command(client: &mut Client, command: Value) {
+pub async fn command(client: &mut Client, command: Value) {
     client.send(Message::text(command.to_string())).await.unwrap();
 }
 
 /// Waits for the close frame, whatever comes before it.
-async fn closed(client: &mut Client) -> CloseFrame {
+pub async fn closed(client: &mut Client) -> CloseFrame {
     loop {
         match next(client).await {
             Message::Close(frame) => return frame.expect("a code"),
@@ -188,8 +188,8 @@ async fn a_browser_behind_the_workers_relay() {
             ["Search", "two words", "%PDF"],
             "{seen}"
         );
-        assert!(matches!(said.recv().await, Some(Event::BrowserConnected { .. })));
     }
+    assert!(matches!(said.recv().await, Some(Event::BrowserConnected { .. })));
     let mut client = connect(port).await;
     // By now it is known which browser it is.
     command(&mut client, json!({ "id": 1, "method": "Browser.getVersion" })).await;
@@ -225,7 +225,7 @@ where
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_bridge_closes_as_it_should() {
+async fn clients_of_a_shim_are_closed_as_they_should_be() {
     let (heard, mut closes) = tokio::sync::mpsc::unbounded_channel();
     let port = shim(move |mut socket: WebSocketStream<TcpStream>| {
         let heard = heard.clone();
@@ -268,12 +268,10 @@ async fn the_bridge_closes_as_it_should() {
     };
     client.close(Some(frame)).await.unwrap();
     assert_eq!(u16::from(closed(&mut client).await.code), 4008);
-    assert_eq!(soon(closes.recv()).await, Some(4008));
 
     let mut client = open().await;
     client.send(Message::binary(vec![1])).await.unwrap();
     assert_eq!(closed(&mut client).await.code, CloseCode::Unsupported);
-    assert_eq!(soon(closes.recv()).await, Some(1001));
 
     let mut client = open().await;
     command(&mut client, json!({ "id": 2, "method": "flood me" })).await;
@@ -560,7 +558,12 @@ async fn cloudflares_own_endpoint_is_dialled_as_it_wants_to_be() {
         };
         let mut browser = accept_hdr_async(stream, look).await.unwrap();
         let message = browser.next().await.unwrap().unwrap();
+        let asked: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
+        let answer = json!({ "id": asked["id"], "result": { "sessionId": "S" } });
+        browser.send(Message::text(answer.to_string())).await.unwrap();
+        let message = browser.next().await.unwrap().unwrap();
         browser.send(message).await.unwrap();
+        drop(browser);
         let (mut refusing, _) = listener.accept().await.unwrap();
         assert!(refusing.read(&mut [0; 4096]).await.unwrap() > 0);
         refusing
@@ -573,6 +576,7 @@ async fn cloudflares_own_endpoint_is_dialled_as_it_wants_to_be() {
     client.send(Message::text("{\"id\":1}")).await.unwrap();
     assert_eq!(next(&mut client).await.to_text().unwrap(), "{\"id\":1}");
     assert!(matches!(said.recv().await, Some(Event::BrowserConnected { .. })));
+    closed(&mut client).await;
     let mut client = connect(port).await;
     client.send(Message::text("{\"id\":1}")).await.unwrap();
     let why = next(&mut client).await.to_string();
@@ -732,7 +736,7 @@ async fn a_refusal_is_said_as_what_it_is_and_without_the_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_messages_pass_and_those_beyond_the_platforms_limit_are_refused() {
+async fn large_messages_pass() {
     let (url, _) = upstream(echo).await;
     let (direct, _said) = port(&url, &[]).await;
     let limits = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
@@ -747,24 +751,6 @@ async fn large_messages_pass_and_those_beyond_the_platforms_limit_are_refused() 
     let mut client = open(direct).await;
     client.send(big.clone()).await.unwrap();
     assert_eq!(next(&mut client).await.len(), big.len());
-
-    let worker = url.replace("ws://", "http://");
-    let (tunnel, _said) = port("worker", &[("WORKER_URL", &worker), ("CDP_SECRET", "secret")]).await;
-    let mut client = open(tunnel).await;
-    let fits = Message::binary(vec![b'x'; 32 << 20]);
-    client.send(fits.clone()).await.unwrap();
-    assert_eq!(next(&mut client).await.len(), fits.len());
-    let (mut to, mut from) = client.split();
-    let sending = tokio::spawn(async move { to.send(big).await });
-    let end = loop {
-        match tokio::time::timeout(PATIENCE, from.next()).await.expect("in time") {
-            Some(Ok(Message::Close(Some(frame)))) => break frame,
-            Some(Ok(_)) => {}
-            other => panic!("no close frame: {other:?}"),
-        }
-    };
-    assert_eq!(end.code, CloseCode::Size);
-    let _ = sending.await;
 }
 
 /// A slow reader slows the writer: what is between them stays small.

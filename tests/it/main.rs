@@ -12,6 +12,7 @@ mod chaos;
 mod commands;
 mod exec;
 mod gateway;
+mod hub;
 mod image;
 mod interface;
 mod life;

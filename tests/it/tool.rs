@@ -4,6 +4,7 @@
 use std::{
     io::{BufRead, BufReader, Write},
     net::TcpListener,
+    process::Command,
     thread,
     time::Duration,
 };
@@ -11,7 +12,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    browser::Chromium,
+    browser::{Chromium, Worker},
     container::{Container, Disk, TOKEN, event},
     free_port,
     gateway::Gateway,
@@ -44,9 +45,11 @@ fn site() -> String {
     url
 }
 
-#[test]
-fn the_gateways_browser_tool_drives_a_browser_elsewhere() {
-    let chromium = Chromium::start();
+/// For one command of the tool, on a machine that may be busy. It is there to end one that hangs.
+const COMMAND: &str = "120";
+
+/// The real gateway opens a page by its tool, reads it, presses a button, and takes a picture.
+fn the_tool_drives(env_of_browser: &[(&str, &str)]) {
     let (gateway, disk) = (Gateway::latest(), Disk::new());
     // The page is on this machine, which the tool keeps away from otherwise.
     let config = json!({ "browser": { "ssrfPolicy": { "dangerouslyAllowPrivateNetwork": true } } });
@@ -54,13 +57,12 @@ fn the_gateways_browser_tool_drives_a_browser_elsewhere() {
     std::fs::write(disk.state().join("openclaw.json"), config.to_string()).unwrap();
     let mut env = gateway.environment(&disk);
     let cdp = format!("127.0.0.1:{}", free_port());
-    let upstream = format!("http://127.0.0.1:{}", chromium.port);
-    let of_browser = [
-        ("MOLTINIT_CDP_UPSTREAM", upstream.as_str()),
-        ("MOLTINIT_CDP_ADDR", &cdp),
+    let of_port = [
+        ("MOLTINIT_CDP_ADDR", cdp.as_str()),
         ("MOLTINIT_CDP_TOKEN", "local-token"),
     ];
-    env.extend(of_browser.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    let of_browser = of_port.iter().chain(env_of_browser);
+    env.extend(of_browser.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
     let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     let container = Container::start(&disk, &disk.path("store"), &env, &["run"]);
     container.wait_for("/readyz", BOOT);
@@ -73,9 +75,20 @@ fn the_gateways_browser_tool_drives_a_browser_elsewhere() {
     let url = format!("ws://127.0.0.1:{}", gateway.port);
     let tool = |words: &[&str]| -> Value {
         let words = [&["browser", "--json", "--url", &url, "--token", TOKEN], words].concat();
-        let output = gateway.command(&words).env("HOME", disk.path("home")).output().unwrap();
+        let of_gateway = gateway.command(&words);
+        let mut command = Command::new("timeout");
+        command.env_clear().arg(COMMAND).arg(of_gateway.get_program());
+        command.args(of_gateway.get_args());
+        for (key, value) in of_gateway.get_envs() {
+            command.env(key, value.unwrap_or_default());
+        }
+        let output = command.env("HOME", disk.path("home")).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{words:?}: {said} {container}");
+        assert!(
+            output.status.success(),
+            "{words:?}: {}: {said} {container}",
+            output.status
+        );
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {output:?}"))
     };
     tool(&["open", &site()]);
@@ -93,4 +106,18 @@ fn the_gateways_browser_tool_drives_a_browser_elsewhere() {
         event(&container, "browser.connected")["upstream"],
         container.status()["browser"]["upstream"]
     );
+}
+
+#[test]
+fn the_gateways_browser_tool_drives_a_browser_elsewhere() {
+    let chromium = Chromium::start();
+    let upstream = format!("http://127.0.0.1:{}", chromium.port);
+    the_tool_drives(&[("MOLTINIT_CDP_UPSTREAM", &upstream)]);
+}
+
+#[test]
+fn the_gateways_browser_tool_works_through_a_worker() {
+    let chromium = Chromium::start();
+    let worker = Worker::relay(&chromium, None);
+    the_tool_drives(&[("WORKER_URL", &worker.url), ("CDP_SECRET", "relay-secret")]);
 }

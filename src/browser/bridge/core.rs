@@ -25,18 +25,36 @@ pub enum Out {
     Shim(Value),
 }
 
-/// Whose commands carry a session's id.
+/// What commands with a session's id are about.
 #[derive(Debug)]
-enum Session {
-    /// The browser's.
-    Browser,
-    /// A tab's, which only leads to its page's.
-    Tab(String),
+struct Session {
+    of: Of,
+    /// The session in which it was opened; none is the connection's own.
+    parent: Option<String>,
+}
+
+#[derive(Debug)]
+enum Of {
+    /// The browser.
+    Browser(Interest),
+    /// A tab, which only leads to its page, and whether it has.
+    Tab(String, bool),
     Page {
         target: String,
         has_runtime: bool,
         worlds: Vec<String>,
     },
+}
+
+/// What a session of the browser's is told of targets.
+#[derive(Debug, Default)]
+struct Interest {
+    /// New targets are announced.
+    discovers: bool,
+    /// New targets are attached to, as pages or as tabs.
+    attaches: Option<Kind>,
+    /// Targets that have been attached to so.
+    automatic: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +116,7 @@ impl Reply {
     }
 }
 
-/// One client's view of one shim.
+/// A shim's browser, as a browser would be: any number of sessions on one connection.
 #[derive(Debug, Default)]
 pub struct Bridge {
     targets: BTreeMap<String, Target>,
@@ -106,12 +124,8 @@ pub struct Bridge {
     asked: HashMap<u64, Asked>,
     streams: BTreeMap<String, String>,
     counter: u64,
-    /// New targets are announced.
-    discovers: bool,
-    /// New targets are attached to, as pages or as tabs.
-    attaches: Option<Kind>,
-    /// Targets, and sessions of tabs, that have been attached to so.
-    automatic: BTreeSet<String>,
+    /// The connection's own.
+    interest: Interest,
 }
 
 impl Bridge {
@@ -132,11 +146,11 @@ impl Bridge {
         };
         let page = match &session {
             None => None,
-            Some(session) => match self.sessions.get(session) {
+            Some(session) => match self.sessions.get(session).map(|session| &session.of) {
                 None => return vec![reply.error("Session with given id not found.")],
-                Some(Session::Page { target, .. }) => Some((session.clone(), target.clone())),
-                Some(Session::Browser) => None,
-                Some(Session::Tab(target)) => {
+                Some(Of::Page { target, .. }) => Some((session.clone(), target.clone())),
+                Some(Of::Browser(_)) => None,
+                Some(Of::Tab(target, _)) => {
                     let target = target.clone();
                     return self.of_tab(&reply, &method, &target);
                 }
@@ -185,32 +199,68 @@ impl Bridge {
         outs
     }
 
-    fn attach_automatically(&mut self, id: &str) -> Vec<Out> {
-        match self.attaches {
-            Some(kind) if self.automatic.insert(id.to_owned()) => vec![self.attach(id, kind, None).1],
+    /// What a session of the browser's, or the connection itself, is told of targets.
+    fn interest(&mut self, session: Option<&str>) -> Option<&mut Interest> {
+        let Some(session) = session else {
+            return Some(&mut self.interest);
+        };
+        match &mut self.sessions.get_mut(session)?.of {
+            Of::Browser(interest) => Some(interest),
+            _ => None,
+        }
+    }
+
+    /// The browser's sessions in which something of targets is wanted; none is the connection itself.
+    fn interested(&self, wants: impl Fn(&Interest) -> bool) -> Vec<Option<String>> {
+        let own = wants(&self.interest).then_some(None);
+        let others = self.sessions.iter().filter_map(|(name, session)| match &session.of {
+            Of::Browser(interest) if wants(interest) => Some(Some(name.clone())),
+            _ => None,
+        });
+        own.into_iter().chain(others).collect()
+    }
+
+    fn attach_automatically(&mut self, id: &str, session: Option<&str>) -> Vec<Out> {
+        let Some(interest) = self.interest(session) else {
+            return Vec::new();
+        };
+        match interest.attaches {
+            Some(kind) if interest.automatic.insert(id.to_owned()) => vec![self.attach(id, kind, session).1],
             _ => Vec::new(),
         }
     }
 
     /// A session with a target, and the event that says so to `parent`.
     fn attach(&mut self, id: &str, kind: Kind, parent: Option<&str>) -> (String, Out) {
-        let session = self.open(match kind {
-            Kind::Tab => Session::Tab(id.to_owned()),
-            Kind::Page => Session::Page {
+        let of = match kind {
+            Kind::Tab => Of::Tab(id.to_owned(), false),
+            Kind::Page => Of::Page {
                 target: id.to_owned(),
                 has_runtime: false,
                 worlds: Vec::new(),
             },
-        });
+        };
+        let session = self.open(of, parent);
         let attached = json!({ "sessionId": session, "targetInfo": self.info(id, kind), "waitingForDebugger": false });
         (session, event("Target.attachedToTarget", attached, parent))
     }
 
-    fn open(&mut self, session: Session) -> String {
+    fn open(&mut self, of: Of, parent: Option<&str>) -> String {
         self.counter += 1;
         let name = format!("moltinit-{}", self.counter);
-        self.sessions.insert(name.clone(), session);
+        let parent = parent.map(str::to_owned);
+        self.sessions.insert(name.clone(), Session { of, parent });
         name
+    }
+
+    /// Ends a session, and all that were opened in it.
+    fn detach(&mut self, name: &str) {
+        self.sessions.remove(name);
+        let is_below = |session: &Session| session.parent.as_deref() == Some(name);
+        let below = self.sessions.iter().filter(|(_, session)| is_below(session));
+        for name in below.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.detach(&name);
+        }
     }
 
     fn in_page(&mut self, target: &str, reply: Option<Reply>, call: &Value) -> Out {

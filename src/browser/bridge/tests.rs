@@ -200,6 +200,76 @@ fn puppeteer_comes_to_pages_by_their_tabs() {
 }
 
 #[test]
+fn each_session_of_the_browser_is_told_what_it_wants_to_know() {
+    let mut bridge = greeted();
+    let open = |bridge: &mut Bridge, id| {
+        let outs = say(bridge, id, None, "Target.attachToBrowserTarget", json!({}));
+        let [Out::Client(answer)] = &outs[..] else {
+            panic!("{outs:?}")
+        };
+        answer["result"]["sessionId"].as_str().unwrap().to_owned()
+    };
+    let (discovers, attaches) = (open(&mut bridge, 1), open(&mut bridge, 2));
+    say(
+        &mut bridge,
+        3,
+        Some(&discovers),
+        "Target.setDiscoverTargets",
+        json!({ "discover": true }),
+    );
+    let outs = say(
+        &mut bridge,
+        4,
+        Some(&attaches),
+        "Target.setAutoAttach",
+        json!({ "autoAttach": true }),
+    );
+    let [Out::Client(event), Out::Client(_)] = &outs[..] else {
+        panic!("{outs:?}")
+    };
+    assert_eq!(event["sessionId"], attaches);
+    let page = event["params"]["sessionId"].as_str().unwrap().to_owned();
+    let told = |outs: Vec<Out>| -> Vec<(String, String)> {
+        let of = |out: Out| match out {
+            Out::Client(message) => [&message["method"], &message["sessionId"]]
+                .map(|text| text.as_str().unwrap().to_owned())
+                .into(),
+            Out::Shim(_) => panic!("{out:?}"),
+        };
+        outs.into_iter().map(of).collect()
+    };
+    let event = |method: &str, session: &String| (method.to_owned(), session.clone());
+    let created = bridge.shim_says(&GREETING.replace("\"T\"", "\"U\""));
+    let created_of_discovers = event("Target.targetCreated", &discovers);
+    let expected = [
+        created_of_discovers.clone(),
+        created_of_discovers,
+        event("Target.attachedToTarget", &attaches),
+    ];
+    assert_eq!(told(created), expected);
+    let destroyed = bridge.shim_says(r#"{"method":"Target.targetDestroyed","params":{"targetId":"U"}}"#);
+    let destroyed_of_discovers = event("Target.targetDestroyed", &discovers);
+    let expected = [
+        event("Target.detachedFromTarget", &attaches),
+        destroyed_of_discovers.clone(),
+        destroyed_of_discovers,
+    ];
+    assert_eq!(told(destroyed), expected);
+    // A session ends with the one that it was opened in.
+    say(
+        &mut bridge,
+        5,
+        None,
+        "Target.detachFromTarget",
+        json!({ "sessionId": attaches }),
+    );
+    let outs = say(&mut bridge, 6, Some(&page), "Page.enable", json!({}));
+    assert!(matches!(&outs[..], [Out::Client(answer)] if answer.get("error").is_some()));
+    let outs = bridge.shim_says(&GREETING.replace("\"T\"", "\"V\""));
+    assert_eq!(told(outs).len(), 2);
+}
+
+#[test]
 fn what_is_attached_to_is_not_attached_to_again() {
     let mut bridge = greeted();
     attached(&mut bridge);

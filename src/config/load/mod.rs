@@ -270,7 +270,12 @@ fn cdp(settings: &mut Settings<'_>) -> Cdp {
             _ => Err("it is neither worker, cloudflare, nor an http(s) or ws(s) URL".to_owned()),
         })
         .or(derived);
-    Cdp { addr, token, upstream }
+    Cdp {
+        addr,
+        token,
+        upstream,
+        idle: settings.duration("cdp_idle", Duration::from_secs(120)),
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Asked, Bridge, CONTEXT, Kind, Out, PIECE, Reply, Session};
+use super::{Asked, Bridge, CONTEXT, Interest, Kind, Of, Out, PIECE, Reply};
 use crate::browser::version::Version;
 
 impl Bridge {
@@ -16,18 +16,26 @@ impl Bridge {
             "Browser.getVersion" => vec![reply.ok(Version::default().result())],
             "Target.getBrowserContexts" => vec![reply.ok(json!({ "browserContextIds": [] }))],
             "Target.setDiscoverTargets" => {
-                self.discovers = params.get("discover") == Some(&json!(true));
-                let known: Vec<String> = self.targets.keys().filter(|_| self.discovers).cloned().collect();
-                let mut outs: Vec<Out> = known.iter().flat_map(|id| self.announce(id)).collect();
+                let wants = params.get("discover") == Some(&json!(true));
+                let session = reply.session.as_deref();
+                if let Some(interest) = self.interest(session) {
+                    interest.discovers = wants;
+                }
+                let known = self.targets.keys().filter(|_| wants);
+                let mut outs: Vec<Out> = known.flat_map(|id| self.announce(id, session)).collect();
                 outs.push(reply.ok(json!({})));
                 outs
             }
             "Target.setAutoAttach" => {
                 let wants = params.get("autoAttach") == Some(&json!(true));
-                self.attaches = wants.then(|| kind(params.get("filter")));
-                self.automatic.retain(|_| wants);
+                let session = reply.session.as_deref();
+                if let Some(interest) = self.interest(session) {
+                    interest.attaches = wants.then(|| kind(params.get("filter")));
+                    interest.automatic.retain(|_| wants);
+                }
                 let known: Vec<String> = self.targets.keys().filter(|_| wants).cloned().collect();
-                let mut outs: Vec<Out> = known.iter().flat_map(|id| self.attach_automatically(id)).collect();
+                let attach = |id: &String| self.attach_automatically(id, session);
+                let mut outs: Vec<Out> = known.iter().flat_map(attach).collect();
                 outs.push(reply.ok(json!({})));
                 outs
             }
@@ -45,7 +53,7 @@ impl Bridge {
                 vec![reply.ok(json!({ "targetInfo": self.info(&id, Kind::Page) }))]
             }
             "Target.attachToBrowserTarget" => {
-                let session = self.open(Session::Browser);
+                let session = self.open(Of::Browser(Interest::default()), reply.session.as_deref());
                 vec![reply.ok(json!({ "sessionId": session }))]
             }
             "Target.attachToTarget" if self.targets.contains_key(&id) => {
@@ -55,7 +63,7 @@ impl Bridge {
             "Target.getTargetInfo" | "Target.attachToTarget" => vec![reply.error("No target with given id found")],
             "Target.detachFromTarget" => {
                 let session = params.get("sessionId").and_then(Value::as_str).unwrap_or_default();
-                self.sessions.remove(session);
+                self.detach(session);
                 vec![reply.ok(json!({}))]
             }
             "Target.activateTarget" => {
@@ -76,12 +84,21 @@ impl Bridge {
     /// A tab's session is only good for being led on to its page's.
     pub(super) fn of_tab(&mut self, reply: &Reply, method: &str, target: &str) -> Vec<Out> {
         let mut outs = Vec::new();
-        let parent = reply.session.clone().unwrap_or_default();
-        if method == "Target.setAutoAttach" && self.targets.contains_key(target) && self.automatic.insert(parent) {
-            outs.push(self.attach(target, Kind::Page, reply.session.as_deref()).1);
+        let session = reply.session.as_deref();
+        if method == "Target.setAutoAttach" && self.targets.contains_key(target) && self.leads(session) {
+            outs.push(self.attach(target, Kind::Page, session).1);
         }
         outs.push(reply.ok(json!({})));
         outs
+    }
+
+    /// A tab's session leads to its page once.
+    fn leads(&mut self, session: Option<&str>) -> bool {
+        let session = session.and_then(|name| self.sessions.get_mut(name));
+        match session.map(|session| &mut session.of) {
+            Some(Of::Tab(_, has_led)) => !std::mem::replace(has_led, true),
+            _ => false,
+        }
     }
 
     pub(super) fn of_page(
@@ -139,7 +156,9 @@ impl Bridge {
             }
             "Page.getFrameTree" => vec![reply.ok(json!({ "frameTree": { "frame": self.frame(target) } }))],
             "Runtime.enable" => {
-                if let Some(Session::Page { has_runtime, .. }) = self.sessions.get_mut(session) {
+                if let Some(Of::Page { has_runtime, .. }) =
+                    self.sessions.get_mut(session).map(|session| &mut session.of)
+                {
                     *has_runtime = true;
                 }
                 self.watch(target);

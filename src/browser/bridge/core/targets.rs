@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Bridge, CONTEXT, Kind, Out, Session, event};
+use super::{Bridge, CONTEXT, Kind, Of, Out, event};
 
 /// Contexts of a document: its own, and one for each world that a client has named.
 const CONTEXTS_A_DOCUMENT: u64 = 100;
@@ -62,8 +62,13 @@ impl Bridge {
             ..Target::default()
         };
         self.targets.insert(id.clone(), target);
-        let mut outs = if self.discovers { self.announce(&id) } else { Vec::new() };
-        outs.extend(self.attach_automatically(&id));
+        let mut outs = Vec::new();
+        for session in self.interested(|interest| interest.discovers) {
+            outs.extend(self.announce(&id, session.as_deref()));
+        }
+        for session in self.interested(|interest| interest.attaches.is_some()) {
+            outs.extend(self.attach_automatically(&id, session.as_deref()));
+        }
         outs
     }
 
@@ -72,34 +77,37 @@ impl Bridge {
         if self.targets.remove(id).is_none() {
             return outs;
         }
-        self.automatic.remove(id);
-        let gone =
-            |session: &Session| matches!(session, Session::Tab(of) | Session::Page { target: of, .. } if of == id);
-        let sessions: Vec<(String, bool)> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| gone(session))
-            .map(|(name, session)| (name.clone(), matches!(session, Session::Tab(_))))
-            .collect();
-        for (session, is_tab) in sessions {
-            self.sessions.remove(&session);
-            self.automatic.remove(&session);
-            let target = if is_tab { tab(id) } else { id.to_owned() };
-            let gone = json!({ "sessionId": session, "targetId": target });
-            outs.push(event("Target.detachedFromTarget", gone, None));
+        // Pages before the tabs that led to them.
+        for of in [Kind::Page, Kind::Tab] {
+            for name in self.sessions_of(id, of) {
+                let Some(gone) = self.sessions.remove(&name) else {
+                    continue;
+                };
+                let target = if of == Kind::Tab { tab(id) } else { id.to_owned() };
+                let detached = json!({ "sessionId": name, "targetId": target });
+                outs.push(event("Target.detachedFromTarget", detached, gone.parent.as_deref()));
+            }
         }
-        if self.discovers {
-            outs.push(event("Target.targetDestroyed", json!({ "targetId": id }), None));
-            outs.push(event("Target.targetDestroyed", json!({ "targetId": tab(id) }), None));
+        for session in self.interested(|_| true) {
+            let session = session.as_deref();
+            let Some(interest) = self.interest(session) else {
+                continue;
+            };
+            interest.automatic.remove(id);
+            if interest.discovers {
+                for id in [id.to_owned(), tab(id)] {
+                    outs.push(event("Target.targetDestroyed", json!({ "targetId": id }), session));
+                }
+            }
         }
         outs
     }
 
-    pub(super) fn announce(&self, id: &str) -> Vec<Out> {
+    pub(super) fn announce(&self, id: &str, session: Option<&str>) -> Vec<Out> {
         // A client that asks for tabs asks for both.
         let created = |kind| {
             let info = json!({ "targetInfo": self.info(id, kind) });
-            event("Target.targetCreated", info, None)
+            event("Target.targetCreated", info, session)
         };
         [Kind::Tab, Kind::Page].map(created).into()
     }
@@ -164,7 +172,7 @@ impl Bridge {
         }
         let mut outs = self.tell(id, &events);
         if is_new {
-            for session in self.pages(id) {
+            for session in self.sessions_of(id, Kind::Page) {
                 outs.extend(self.contexts(&session, id));
             }
         }
@@ -194,12 +202,11 @@ impl Bridge {
                 ],
             ));
         }
-        if is_renamed && self.discovers {
-            outs.push(event(
-                "Target.targetInfoChanged",
-                json!({ "targetInfo": self.info(id, Kind::Page) }),
-                None,
-            ));
+        if is_renamed {
+            let info = json!({ "targetInfo": self.info(id, Kind::Page) });
+            for session in self.interested(|interest| interest.discovers) {
+                outs.push(event("Target.targetInfoChanged", info.clone(), session.as_deref()));
+            }
         }
         outs
     }
@@ -225,7 +232,7 @@ impl Bridge {
 
     /// The index of a world's context.
     pub(super) fn world(&mut self, session: &str, name: String) -> u64 {
-        let Some(Session::Page { worlds, .. }) = self.sessions.get_mut(session) else {
+        let Some(Of::Page { worlds, .. }) = self.sessions.get_mut(session).map(|session| &mut session.of) else {
             return 0;
         };
         if !worlds.contains(&name) {
@@ -240,13 +247,16 @@ impl Bridge {
     /// Tells a session of the contexts of the present document.
     pub(super) fn contexts(&self, session: &str, id: &str) -> Vec<Out> {
         let (
-            Some(Session::Page {
+            Some(Of::Page {
                 has_runtime: true,
                 worlds,
                 ..
             }),
             Some(target),
-        ) = (self.sessions.get(session), self.targets.get(id))
+        ) = (
+            self.sessions.get(session).map(|session| &session.of),
+            self.targets.get(id),
+        )
         else {
             return Vec::new();
         };
@@ -269,7 +279,7 @@ impl Bridge {
 
     fn tell(&self, id: &str, events: &[(&str, Value)]) -> Vec<Out> {
         let mut outs = Vec::new();
-        for session in self.pages(id) {
+        for session in self.sessions_of(id, Kind::Page) {
             outs.extend(
                 events
                     .iter()
@@ -279,10 +289,14 @@ impl Bridge {
         outs
     }
 
-    /// The sessions of a page.
-    fn pages(&self, id: &str) -> Vec<String> {
-        let of_page = |session: &Session| matches!(session, Session::Page { target, .. } if target == id);
-        let found = self.sessions.iter().filter(|(_, session)| of_page(session));
+    /// The sessions with a page, or with its tab.
+    fn sessions_of(&self, id: &str, kind: Kind) -> Vec<String> {
+        let is_of = |of: &Of| match of {
+            Of::Page { target, .. } => kind == Kind::Page && target == id,
+            Of::Tab(target, _) => kind == Kind::Tab && target == id,
+            Of::Browser(_) => false,
+        };
+        let found = self.sessions.iter().filter(|(_, session)| is_of(&session.of));
         found.map(|(name, _)| name.clone()).collect()
     }
 }

@@ -1,0 +1,580 @@
+//! One browser for all clients, where each connection of the upstream would launch another.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{SinkExt, StreamExt};
+use moltinit::{
+    browser::{Port, upstream::Upstream},
+    config::{self, env::Env},
+    event::{Event, Events},
+};
+use serde_json::{Value, json};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc::UnboundedReceiver,
+};
+use tokio_tungstenite::{
+    WebSocketStream, connect_async,
+    tungstenite::{
+        Message,
+        protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
+    },
+};
+
+use crate::{
+    browser::{Client, a_page, closed, command, connect, drive, next, soon},
+    support::{
+        PATIENCE,
+        browser::{Chromium, Worker, port},
+        container::{Disk, with_gateway_and},
+        eventually, free_port, http, process,
+    },
+};
+
+/// What is asked, and told meanwhile.
+struct Tab {
+    socket: Client,
+    events: VecDeque<Value>,
+    asked: u64,
+}
+
+impl Tab {
+    fn new(socket: Client) -> Tab {
+        Tab {
+            socket,
+            events: VecDeque::new(),
+            asked: 0,
+        }
+    }
+
+    async fn ask(&mut self, method: &str, params: Value, session: Option<&Value>) -> Value {
+        self.asked += 1;
+        let mut asked = json!({ "id": self.asked, "method": method, "params": params });
+        if let Some(session) = session {
+            asked["sessionId"] = session.clone();
+        }
+        command(&mut self.socket, asked).await;
+        loop {
+            let message = next(&mut self.socket).await;
+            let Message::Text(text) = message else {
+                assert!(!message.is_close(), "{message:?}");
+                continue;
+            };
+            let message: Value = serde_json::from_str(&text).unwrap();
+            if message["id"] == self.asked {
+                return message;
+            }
+            assert!(message.get("id").is_none(), "somebody else's answer: {message}");
+            self.events.push_back(message);
+        }
+    }
+
+    async fn open(&mut self, url: &str) -> Value {
+        let made = self.ask("Target.createTarget", json!({ "url": url }), None).await;
+        made["result"]["targetId"].clone()
+    }
+
+    async fn attach(&mut self, page: &Value) -> Value {
+        let params = json!({ "targetId": page, "flatten": true });
+        self.ask("Target.attachToTarget", params, None).await["result"]["sessionId"].clone()
+    }
+
+    async fn evaluate(&mut self, expression: &str, session: Option<&Value>) -> Value {
+        let params = json!({ "expression": expression, "returnByValue": true });
+        self.ask("Runtime.evaluate", params, session).await["result"]["result"]["value"].clone()
+    }
+}
+
+async fn tab(port: u16) -> Tab {
+    Tab::new(connect(port).await)
+}
+
+async fn asked(method: &'static str, port: u16, path: impl Into<String>) -> http::Answer {
+    let path = path.into();
+    tokio::task::spawn_blocking(move || http::request(method, port, &path, None, "").unwrap())
+        .await
+        .unwrap()
+}
+
+async fn listed(port: u16) -> Vec<Value> {
+    asked("GET", port, "/json/list")
+        .await
+        .json()
+        .as_array()
+        .unwrap()
+        .clone()
+}
+
+/// How often a browser was connected to since the last look.
+fn connects(said: &mut UnboundedReceiver<Event>) -> usize {
+    let mut count = 0;
+    while let Ok(event) = said.try_recv() {
+        count += usize::from(matches!(event, Event::BrowserConnected { .. }));
+    }
+    count
+}
+
+const RELAY: (&str, &str) = ("CDP_SECRET", "relay-secret");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_behind_a_worker_share_one_browser() {
+    let chromium = Chromium::start();
+    let worker = Worker::relay(&chromium, None);
+    let (port, mut said) = port("worker", &[("WORKER_URL", &worker.url), RELAY]).await;
+    // Nothing is launched to say that there is nothing.
+    assert_eq!(asked("GET", port, "/json/list").await.json(), json!([]));
+    assert_eq!(asked("GET", port, "/json/close/nobody").await.status, 404);
+    assert!(
+        connect_async(format!("ws://127.0.0.1:{port}/devtools/page/nobody"))
+            .await
+            .is_ok()
+    );
+    assert_eq!(connects(&mut said), 0);
+
+    let (playwright, puppeteer) = tokio::join!(drive("playwright", port, None), drive("puppeteer", port, None));
+    assert_eq!((playwright, puppeteer), (a_page(), a_page()));
+    let (mut one, mut other) = (tab(port).await, tab(port).await);
+    let page = one.open("data:text/html,<title>Theirs</title>").await;
+    assert_eq!(
+        other.ask("Target.getTargets", json!({}), None).await["result"]["targetInfos"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    let found = listed(port).await;
+    let found = found
+        .iter()
+        .find(|found| found["id"] == page)
+        .expect("the page is listed");
+    let session = one.attach(&page).await;
+    // What is not one's own cannot be reached, nor seen.
+    let refused = other.ask("Page.enable", json!({}), Some(&session)).await;
+    assert_eq!(refused["error"]["message"], "Session with given id not found.");
+    one.ask("Page.enable", json!({}), Some(&session)).await;
+    one.ask("Page.navigate", json!({ "url": "about:blank" }), Some(&session))
+        .await;
+    one.evaluate("1", Some(&session)).await;
+    assert!(one.events.iter().any(|event| event["method"] == "Page.frameNavigated"));
+    // But the page itself is everybody's, by its own address too.
+    let theirs = other.attach(&page).await;
+    assert_ne!(theirs, session);
+    one.evaluate("globalThis.mark = 'made by one'", Some(&session)).await;
+    assert_eq!(other.evaluate("mark", Some(&theirs)).await, "made by one");
+    let (socket, _) = connect_async(found["webSocketDebuggerUrl"].as_str().unwrap())
+        .await
+        .unwrap();
+    let mut third = Tab::new(socket);
+    assert_eq!(third.evaluate("mark", None).await, "made by one");
+    assert!(third.events.is_empty());
+    let of_page = |event: &Value| event["method"].as_str().unwrap_or_default().starts_with("Page.");
+    assert!(!other.events.iter().any(of_page), "{:?}", other.events);
+    // Who leaves takes nobody else's session along; a page that is closed takes along who is only there for it.
+    one.socket.close(None).await.unwrap();
+    closed_by_peer(&mut one.socket).await;
+    assert_eq!(other.evaluate("mark", Some(&theirs)).await, "made by one");
+    assert_eq!(
+        asked("GET", port, format!("/json/close/{}", page.as_str().unwrap()))
+            .await
+            .status,
+        200
+    );
+    assert_eq!(closed(&mut third.socket).await.code, CloseCode::Normal);
+    assert_eq!(connects(&mut said), 1, "one browser for all of this");
+}
+
+/// Waits for the end of a connection that was said goodbye to.
+async fn closed_by_peer(client: &mut Client) {
+    soon(async { while client.next().await.is_some() {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn discovery_is_answered_over_the_shared_connection() {
+    let chromium = Chromium::start();
+    let worker = Worker::relay(&chromium, None);
+    let (port, mut said) = port("worker", &[("WORKER_URL", &worker.url), RELAY]).await;
+    let made = asked(
+        "PUT",
+        port,
+        "/json/new?data:text/html,%3Ctitle%3EFrom%20outside%3C/title%3E",
+    )
+    .await
+    .json();
+    let id = made["id"].as_str().unwrap().to_owned();
+    let here = format!("ws://127.0.0.1:{port}/devtools/page/{id}");
+    assert_eq!(made["webSocketDebuggerUrl"], here.as_str());
+    let mut page = Tab::new(connect_async(&here).await.unwrap().0);
+    // It may still be on its way there.
+    soon(async { while page.evaluate("document.title", None).await != "From outside" {} }).await;
+    let found = listed(port)
+        .await
+        .into_iter()
+        .find(|found| found["id"] == id.as_str())
+        .unwrap();
+    assert_eq!(
+        (&found["title"], &found["type"]),
+        (&json!("From outside"), &json!("page"))
+    );
+    assert_eq!(
+        asked("GET", port, format!("/json/activate/{id}")).await.body,
+        "Target activated"
+    );
+    assert_eq!(
+        asked("GET", port, format!("/json/close/{id}")).await.body,
+        "Target is closing"
+    );
+    closed(&mut page.socket).await;
+    let gone = asked("GET", port, format!("/json/activate/{id}")).await;
+    assert_eq!((gone.status, gone.body), (404, format!("No such target id: {id}")));
+    assert_eq!(asked("GET", port, "/json/protocol").await.status, 501);
+    assert_eq!(connects(&mut said), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_in_time_finds_the_pages() {
+    let chromium = Chromium::start();
+    let worker = Worker::relay(&chromium, None);
+    let env = [("WORKER_URL", worker.url.as_str()), RELAY];
+    let (port, mut said) = port("worker", &env).await;
+    let mut client = tab(port).await;
+    let page = client.open("about:blank").await;
+    let session = client.attach(&page).await;
+    client.evaluate("globalThis.mark = 'kept'", Some(&session)).await;
+    drop(client);
+    let mut client = tab(port).await;
+    assert!(listed_targets(&mut client).await.contains(&page));
+    let session = client.attach(&page).await;
+    assert_eq!(client.evaluate("mark", Some(&session)).await, "kept");
+    assert_eq!(connects(&mut said), 1);
+}
+
+async fn listed_targets(client: &mut Tab) -> Vec<Value> {
+    let found = client.ask("Target.getTargets", json!({}), None).await;
+    let infos = found["result"]["targetInfos"].as_array().unwrap();
+    infos.iter().map(|info| info["targetId"].clone()).collect()
+}
+
+#[tokio::test]
+async fn an_unused_browser_is_let_go() {
+    let (port, mut goodbyes, dials) = ours(&[("MOLTINIT_CDP_IDLE", "0")]).await;
+    for round in 1..=2 {
+        let (mut one, mut other) = (tab(port).await, tab(port).await);
+        one.ask("A.b", json!({}), None).await;
+        other.ask("A.b", json!({}), None).await;
+        assert_eq!(dials.load(Ordering::SeqCst), round);
+        drop(one);
+        other.ask("A.b", json!({}), None).await;
+        drop(other);
+        assert_eq!(soon(goodbyes.recv()).await, Some(CloseCode::Away));
+        assert_eq!(asked("GET", port, "/json/list").await.json(), json!([]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_clients_are_told_when_the_browser_or_the_worker_is_gone() {
+    let chromium = Chromium::start();
+    let listen = free_port();
+    let worker = Worker::relay(&chromium, Some(listen));
+    let (port, mut said) = port("worker", &[("WORKER_URL", &worker.url.clone()), RELAY]).await;
+    let both = async || {
+        let (mut one, mut other) = (tab(port).await, tab(port).await);
+        let page = one.open("about:blank").await;
+        one.attach(&page).await;
+        other.attach(&page).await;
+        [one, other]
+    };
+    let told = async |clients: [Tab; 2]| {
+        for mut client in clients {
+            let frame = closed(&mut client.socket).await;
+            assert_eq!(frame.code, CloseCode::Error);
+            assert!(frame.reason.contains("browser"), "{frame:?}");
+        }
+    };
+    let clients = both().await;
+    drop(worker);
+    told(clients).await;
+    assert_eq!(connects(&mut said), 1);
+    let worker = Worker::relay(&chromium, Some(listen));
+    let clients = both().await;
+    assert_eq!(connects(&mut said), 1, "dialled anew, once");
+    drop(chromium);
+    told(clients).await;
+    let failed = async { while !matches!(said.recv().await, Some(Event::BrowserFailed { .. })) {} };
+    soon(failed).await;
+    let chromium = Chromium::start();
+    drop(worker);
+    let _worker = Worker::relay(&chromium, Some(listen));
+    both().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_behind_moltworkers_shim_share_one_browser_too() {
+    let chromium = Chromium::start();
+    let shim = Worker::shim(&chromium);
+    let env = [("WORKER_URL", shim.url.as_str()), ("CDP_SECRET", "shim-secret")];
+    let (port, mut said) = port("worker", &env).await;
+    let both = tokio::join!(drive("playwright", port, None), drive("playwright", port, None));
+    assert_eq!(both, (a_page(), a_page()));
+    let (mut one, mut other) = (tab(port).await, tab(port).await);
+    other
+        .ask("Target.setDiscoverTargets", json!({ "discover": true }), None)
+        .await;
+    let page = one.open("about:blank").await;
+    let (mine, theirs) = (one.attach(&page).await, other.attach(&page).await);
+    one.ask("Runtime.enable", json!({}), Some(&mine)).await;
+    one.evaluate("globalThis.mark = 'made by one'", Some(&mine)).await;
+    assert_eq!(other.evaluate("mark", Some(&theirs)).await, "made by one");
+    let refused = other.ask("Page.enable", json!({}), Some(&mine)).await;
+    assert_eq!(refused["error"]["message"], "Session with given id not found.");
+    // Each is told what it wants to know, and no more.
+    let methods = |tab: &Tab| -> Vec<String> {
+        tab.events
+            .iter()
+            .map(|event| event["method"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert!(methods(&one).contains(&"Runtime.executionContextCreated".to_owned()));
+    assert!(!methods(&one).contains(&"Target.targetCreated".to_owned()));
+    assert!(methods(&other).contains(&"Target.targetCreated".to_owned()));
+    assert!(!methods(&other).contains(&"Runtime.executionContextCreated".to_owned()));
+    // A page's own address, and discovery.
+    let found = listed(port).await;
+    let found = found
+        .iter()
+        .find(|found| found["id"] == page)
+        .expect("the page is listed");
+    let url = found["webSocketDebuggerUrl"].as_str().unwrap();
+    let mut third = Tab::new(connect_async(url).await.unwrap().0);
+    assert_eq!(third.evaluate("mark", None).await, "made by one");
+    drop(one);
+    assert_eq!(other.evaluate("mark", Some(&theirs)).await, "made by one");
+    assert_eq!(
+        asked("GET", port, format!("/json/close/{}", page.as_str().unwrap()))
+            .await
+            .status,
+        200
+    );
+    closed(&mut third.socket).await;
+    assert_eq!(connects(&mut said), 1, "one browser for all of this");
+}
+
+/// A browser of our own: gives sessions, answers anything with what it was given, and floods whoever wants that. Told of
+/// each goodbye, and how often it was dialled.
+async fn ours(env: &[(&str, &str)]) -> (u16, UnboundedReceiver<CloseCode>, Arc<AtomicUsize>) {
+    let (worker, goodbyes, dials, _) = browser().await;
+    let env = [&[("WORKER_URL", worker.as_str()), ("CDP_SECRET", "secret")], env].concat();
+    (port("worker", &env).await.0, goodbyes, dials)
+}
+
+/// The same by its address; and how many MiB it has said.
+async fn browser() -> (String, UnboundedReceiver<CloseCode>, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let (dials, said) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (heard, goodbyes) = tokio::sync::mpsc::unbounded_channel();
+    let (dialled, says) = (Arc::clone(&dials), Arc::clone(&said));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let limits = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
+            let socket = tokio_tungstenite::accept_async_with_config(stream, Some(limits))
+                .await
+                .unwrap();
+            dialled.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(answer(socket, heard.clone(), Arc::clone(&says)));
+        }
+    });
+    (url, goodbyes, dials, said)
+}
+
+async fn answer(
+    socket: WebSocketStream<TcpStream>,
+    heard: tokio::sync::mpsc::UnboundedSender<CloseCode>,
+    says: Arc<AtomicUsize>,
+) {
+    let (mut to, mut from) = socket.split();
+    let (tell, mut told) = tokio::sync::mpsc::channel::<String>(1);
+    let writing = async move {
+        while let Some(text) = told.recv().await {
+            let long = text.len() >> 20;
+            if to.send(Message::text(text)).await.is_err() {
+                break;
+            }
+            says.fetch_add(long, Ordering::SeqCst);
+        }
+        let _ = to.close().await;
+    };
+    let reading = async move {
+        let mut sessions = 0;
+        let mut flood: Option<tokio::task::AbortHandle> = None;
+        while let Some(Ok(message)) = from.next().await {
+            let text = match message {
+                Message::Text(text) => text,
+                Message::Close(Some(CloseFrame { code, .. })) => {
+                    let _ = heard.send(code);
+                    return;
+                }
+                _ => continue,
+            };
+            let command: Value = serde_json::from_str(&text).unwrap();
+            let method = command["method"].as_str().unwrap();
+            let result = match method {
+                "Target.attachToBrowserTarget" => {
+                    sessions += 1;
+                    json!({ "sessionId": format!("S{sessions}") })
+                }
+                _ => command["params"].clone(),
+            };
+            if method == "Flood.begin" {
+                let (tell, session) = (tell.clone(), command["sessionId"].clone());
+                let flooding = tokio::spawn(async move {
+                    let event = json!({ "method": "Flood.goesOn", "params": { "x": "x".repeat(1 << 20) }, "sessionId": session });
+                    while tell.send(event.to_string()).await.is_ok() {}
+                });
+                flood = Some(flooding.abort_handle());
+            }
+            if let Some(flood) = flood.take_if(|_| method == "Target.detachFromTarget") {
+                flood.abort();
+            }
+            let answer = json!({ "id": command["id"], "result": result, "sessionId": command["sessionId"] });
+            let _ = tell.send(answer.to_string()).await;
+        }
+    };
+    tokio::join!(reading, writing);
+}
+
+/// What `moltinit attach` brings is served anew, however often it brings the same.
+#[tokio::test]
+async fn the_same_upstream_served_again_is_the_same_browser() {
+    let (worker, _goodbyes, dials, _) = browser().await;
+    let upstream = |secret: &str| {
+        let env = [
+            ("HOME", "/root"),
+            ("WORKER_URL", worker.as_str()),
+            ("CDP_SECRET", secret),
+        ];
+        let env = Env::from_iter(env.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        let config = config::load(None, env, &config::Machine::look()).unwrap();
+        Arc::new(Upstream::of(&config).unwrap().unwrap())
+    };
+    let port = Port::new(Events::channel().0);
+    let anywhere = "127.0.0.1:0".parse().unwrap();
+    let addr = port.serve(anywhere, None, upstream("secret")).await.unwrap();
+    let mut one = tab(addr.port()).await;
+    one.ask("A.b", json!({}), None).await;
+    let mut clients = vec![one];
+    for (secret, expected) in [("secret", 1), ("another", 2)] {
+        port.serve(anywhere, None, upstream(secret)).await.unwrap();
+        let mut other = tab(addr.port()).await;
+        other.ask("A.b", json!({}), None).await;
+        assert_eq!(dials.load(Ordering::SeqCst), expected, "{secret}");
+        clients.push(other);
+    }
+    for client in &mut clients {
+        client.ask("A.b", json!({}), None).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_long_is_refused_and_nothing_hangs() {
+    let (port, _goodbyes, _) = ours(&[]).await;
+    let url = format!("ws://127.0.0.1:{port}/devtools/browser/moltinit");
+    let limits = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
+    let open = async || {
+        let (socket, _) = soon(tokio_tungstenite::connect_async_with_config(&url, Some(limits), false))
+            .await
+            .unwrap();
+        Tab::new(socket)
+    };
+    let mut client = open().await;
+    let fits = json!({ "x": "x".repeat(31 << 20) });
+    assert!(client.ask("A.b", fits.clone(), None).await["result"] == fits);
+    // By itself it is short enough, and is not any more with a session.
+    let command = |room: usize| {
+        format!(
+            r#"{{"id":9,"method":"A.b","params":"{}"}}"#,
+            "x".repeat((32 << 20) - room)
+        )
+    };
+    client.socket.send(Message::text(command(36))).await.unwrap();
+    let answer: Value = serde_json::from_str(next(&mut client.socket).await.to_text().unwrap()).unwrap();
+    assert!(
+        answer["error"]["message"].as_str().unwrap().contains("longer"),
+        "{answer}"
+    );
+    let (mut to, mut from) = client.socket.split();
+    let sending = tokio::spawn(async move { to.send(Message::text(command(0))).await });
+    let end = loop {
+        match soon(from.next()).await {
+            Some(Ok(Message::Close(Some(frame)))) => break frame,
+            Some(Ok(_)) => {}
+            other => panic!("no close frame: {other:?}"),
+        }
+    };
+    assert_eq!(end.code, CloseCode::Size);
+    let _ = sending.await;
+    let mut client = open().await;
+    client.ask("A.b", json!({}), None).await;
+    client.socket.send(Message::binary(vec![1])).await.unwrap();
+    assert_eq!(closed(&mut client.socket).await.code, CloseCode::Unsupported);
+}
+
+/// Of sixteen clients one takes nothing of what it asked for: what waits for it is bounded, the others get their answers,
+/// and it is told why it is closed.
+#[test]
+fn one_stalled_reader_costs_little_and_stalls_nobody_for_long() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (worker, _goodbyes, dials, said) = runtime.block_on(browser());
+    let (disk, cdp) = (Disk::new(), free_port());
+    let addr = format!("127.0.0.1:{cdp}");
+    let env = [
+        ("WORKER_URL", worker.as_str()),
+        ("CDP_SECRET", "s3cret-canary"),
+        ("MOLTINIT_CDP_ADDR", &addr),
+    ];
+    let container = with_gateway_and(&disk, &disk.path("store"), r#"["sleep", "100000"]"#, &env);
+    container.wait_for("/readyz", PATIENCE);
+    eventually("the port", PATIENCE, || {
+        http::request("GET", cdp, "/json/version", None, "").ok()
+    });
+    let idle = process::resident(container.init.as_raw());
+    runtime.block_on(async {
+        let mut stalled = tab(cdp).await;
+        stalled.ask("A.b", json!({}), None).await;
+        command(&mut stalled.socket, json!({ "id": 9, "method": "Flood.begin" })).await;
+        // Until nothing moves any more.
+        let mut before = usize::MAX;
+        while before != said.load(Ordering::SeqCst) {
+            before = said.load(Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert!(before < 48, "{before} MiB are on the way");
+        let others = (0..15).map(|number| async move {
+            let mut other = tab(cdp).await;
+            let given = json!({ "number": number, "x": "x".repeat(100_000) });
+            assert_eq!(other.ask("A.b", given.clone(), None).await["result"], given);
+            other
+        });
+        let mut others: Vec<Tab> = futures_util::future::join_all(others).await;
+        let above = process::resident(container.init.as_raw()).saturating_sub(idle);
+        println!(
+            "{} KiB above idle with 16 clients and a stalled reader, {before} MiB on the way",
+            above >> 10
+        );
+        assert!(above < 64 << 20, "{above} bytes above idle");
+        for other in &mut others {
+            other.ask("A.b", json!({}), None).await;
+        }
+        let frame = closed(&mut stalled.socket).await;
+        assert_eq!(frame.code, CloseCode::Error);
+        assert!(frame.reason.contains("took nothing"), "{frame:?}");
+        assert_eq!(dials.load(Ordering::SeqCst), 1);
+    });
+}
