@@ -320,7 +320,7 @@ async fn clients_behind_moltworkers_shim_share_one_browser_too() {
     let shim = Worker::shim(&chromium);
     let env = [("WORKER_URL", shim.url.as_str()), ("CDP_SECRET", "shim-secret")];
     let (port, mut said) = port("worker", &env).await;
-    let both = tokio::join!(drive("playwright", port, None), drive("playwright", port, None));
+    let both = tokio::join!(drive("playwright", port, None), drive("puppeteer", port, None));
     assert_eq!(both, (a_page(), a_page()));
     let (mut one, mut other) = (tab(port).await, tab(port).await);
     other

@@ -115,6 +115,12 @@
       object(objectId).focus();
       return {};
     },
+    content({ html }) {
+      document.open();
+      document.write(html);
+      document.close();
+      return {};
+    },
     metrics() {
       const { clientWidth, clientHeight, scrollWidth, scrollHeight } = document.scrollingElement ?? document.documentElement;
       const [pageX, pageY] = [scrollX, scrollY];

@@ -159,6 +159,28 @@ fn a_page_that_nobody_has_looked_at_yet_navigates_too() {
     assert!(methods(&outs).contains(&"Page.frameNavigated"));
 }
 
+/// What is seen on the way is either still the old page or already the new one, and nobody knows which.
+#[test]
+fn a_look_during_a_navigation_is_not_taken_for_its_end() {
+    for seen in ["d0", "d1"] {
+        let mut bridge = greeted();
+        let session = attached(&mut bridge);
+        let look = asked(&bridge.tick()).clone();
+        let id = navigate(&mut bridge, &session, json!({ "url": "https://a.example/" }));
+        let outs = page_says(&mut bridge, &look, seen, json!({ "result": {} }));
+        assert!(!methods(&outs).contains(&"Page.frameNavigated"), "{seen}: {outs:?}");
+        let arrived = asked(&bridge.shim_says(&json!({ "id": id, "result": {} }).to_string())).clone();
+        let outs = page_says(&mut bridge, &arrived, "d1", json!({ "result": {} }));
+        let navigated = methods(&outs)
+            .into_iter()
+            .filter(|method| *method == "Page.frameNavigated");
+        assert_eq!(navigated.count(), 1, "{seen}");
+        let look = say(&mut bridge, 5, Some(&session), "Page.getLayoutMetrics", json!({}));
+        let outs = page_says(&mut bridge, asked(&look), "d1", json!({ "result": {} }));
+        assert_eq!(methods(&outs), ["answer"], "{seen}");
+    }
+}
+
 #[test]
 fn a_page_that_cannot_be_reached_is_no_error_of_the_command() {
     let mut bridge = greeted();

@@ -41,8 +41,8 @@ impl Bridge {
                 vec![evaluate(id, &target, &json!({ "op": "state" }))]
             }
             (Asked::Arrived(reply, target), None) => {
-                let mut outs =
-                    agents_answer(&result).map_or_else(Vec::new, |mut said| self.saw(&target, said["state"].take()));
+                let mut outs = agents_answer(&result)
+                    .map_or_else(Vec::new, |mut said| self.saw(&target, said["state"].take(), true));
                 let loader = self.targets.get(&target).map(|found| found.loader(&target));
                 outs.push(reply.ok(json!({ "frameId": target, "loaderId": loader })));
                 outs
@@ -58,7 +58,7 @@ impl Bridge {
                         .collect();
                 };
                 // What happened to the page happened before or while it was asked.
-                let mut outs = self.saw(&target, said["state"].take());
+                let mut outs = self.saw(&target, said["state"].take(), false);
                 if let Some(reply) = reply {
                     outs.push(match said.get_mut("error").map(Value::take) {
                         Some(error) => reply.with(("error", error)),

@@ -135,6 +135,7 @@ impl Bridge {
             "DOM.focus" if params.contains_key("objectId") => {
                 in_page(json!({ "op": "focus", "objectId": get("objectId") }))
             }
+            "Page.setDocumentContent" => in_page(json!({ "op": "content", "html": get("html") })),
             "Page.getLayoutMetrics" => in_page(json!({ "op": "metrics" })),
             _ => (None, Value::Null),
         };

@@ -21,6 +21,8 @@ pub(super) struct Target {
     loaded: bool,
     looks: u32,
     looking: bool,
+    /// It goes elsewhere, and nobody had looked at what was there.
+    leaves_unseen: bool,
 }
 
 impl Target {
@@ -42,9 +44,10 @@ impl Target {
         self.looking = true;
     }
 
-    /// Whatever comes is new, even where nobody has looked yet at what was there.
+    /// What it arrives at is new, even where nobody has looked yet at what was there. What is seen on the way may still be
+    /// that.
     pub(super) fn leave(&mut self) {
-        self.document.get_or_insert_default();
+        self.leaves_unseen |= self.document.is_none();
     }
 }
 
@@ -124,8 +127,9 @@ impl Bridge {
         }
     }
 
-    /// Takes in what a page says of itself; gives the events that this makes.
-    pub(super) fn saw(&mut self, id: &str, mut state: Value) -> Vec<Out> {
+    /// Takes in what a page says of itself, and whether it does so when a navigation is over; gives the events that this
+    /// makes.
+    pub(super) fn saw(&mut self, id: &str, mut state: Value, has_arrived: bool) -> Vec<Out> {
         let Some(target) = self.targets.get_mut(id) else {
             return Vec::new();
         };
@@ -133,7 +137,8 @@ impl Bridge {
         let (document, url, title) = (text("doc"), text("url"), text("title"));
         let (opens, complete) = (state["opens"].as_u64().unwrap_or(0), state["ready"] == "complete");
         let is_first = target.document.is_none();
-        let is_new = !is_first && target.document.as_deref() != Some(&document);
+        let arrives_unseen = has_arrived && std::mem::take(&mut target.leaves_unseen);
+        let is_new = arrives_unseen || !is_first && target.document.as_deref() != Some(&document);
         let was_rewritten = !is_new && opens > target.opens;
         let is_renamed = target.url != url || target.title != title;
         let moved = !is_new && !is_first && target.url != url;
