@@ -526,6 +526,31 @@ async fn many_idle_clients_do_not_block_discovery() {
     assert_eq!(dials.load(Ordering::SeqCst), 1);
 }
 
+/// Slowloris: more connections than there may be, each of which says its request a byte at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_never_finishes_a_request_keeps_nobody_out() {
+    let (url, _) = upstream(echo).await;
+    let (port, _said) = port(&url, &[]).await;
+    let mut slow = tokio::task::JoinSet::new();
+    for _ in 0..80 {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        stream.write_all(b"GET /json/version HTTP/1.1\r\nHost: ").await.unwrap();
+        slow.spawn(async move {
+            while stream.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+    let version = tokio::task::spawn_blocking(move || {
+        eventually("an answer", PATIENCE, || {
+            http::request("GET", port, "/json/version", None, "").ok()
+        })
+    });
+    assert_eq!(version.await.unwrap().status, 200);
+    // And they are closed, every one.
+    soon(async { while slow.join_next().await.is_some() {} }).await;
+}
+
 /// Connects as soon as there is room.
 async fn connect_again(port: u16) -> Client {
     loop {
