@@ -15,14 +15,20 @@ use std::{
     collections::HashMap,
     io,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::runtime;
 use ulid::Ulid;
 
 pub use self::signals::Early;
-use self::{commands::Commands, keeper::Keeper, late::Late, place::Place, signals::Stops};
+use self::{
+    commands::Commands,
+    keeper::{Keeper, Lost},
+    late::Late,
+    place::Place,
+    signals::Stops,
+};
 use crate::{
     browser::{self, upstream::Upstream},
     config::{Config, Problems, service::Service},
@@ -37,7 +43,7 @@ use crate::{
 
 /// Of the deadline for stopping, beyond the services' own: what the kill of a whole tree may take.
 const KILLING: Duration = Duration::from_secs(5);
-/// For the last commit. A store that hangs for longer has lost us the last seconds.
+/// For the last commit, with all that belongs to it. A store that hangs for longer has lost us the last seconds.
 const LAST_COMMIT: Duration = Duration::from_secs(60);
 /// For what needed the store's mount, and the mount itself.
 const MOUNTS: Duration = Duration::from_secs(10);
@@ -186,14 +192,35 @@ async fn supervise(checked: Checked, role: Role, spawner: Spawner, early: &Early
     });
     services.drain(longest_stop(&config.services) + KILLING).await;
     report.carry().await;
-    keeper.commit_stopped(LAST_COMMIT).await;
-    events.emit(Event::ShutdownFinished { code });
+    // One for both commits: a store that does not answer is not waited for twice.
+    let deadline = Instant::now() + LAST_COMMIT;
+    let lost = keeper.commit_stopped(deadline).await.err();
+    events.emit(Event::ShutdownFinished {
+        code: lost.as_ref().map_or(code, exit_code),
+        pending_paths: lost.as_ref().map_or(0, |lost| lost.paths),
+        why: lost.map(|lost| lost.why),
+    });
     // What cannot be delivered now goes into the last commit, for the container that takes over.
     report.close(FAREWELL).await;
-    keeper.finish(LAST_COMMIT).await;
+    let lost = keeper.finish(deadline + FAREWELL).await.err();
     services.shut_down(MOUNTS).await;
     services.sweep(STRAYS).await;
-    Ok(code)
+    // Whoever reads 0, or that a service crashed, takes it that nothing is lost.
+    Ok(lost.map_or(code, |lost| {
+        let code = exit_code(&lost);
+        tracing::error!(
+            code,
+            paths = lost.paths,
+            why = lost.why,
+            "the last commit failed: what changed since the one before is not durable, and is lost with this container"
+        );
+        code
+    }))
+}
+
+/// Of an end that has cost changes.
+fn exit_code(lost: &Lost) -> i32 {
+    if lost.store { 69 } else { 1 }
 }
 
 fn introduce(role: Role, config: &Config, events: &Events) {

@@ -185,8 +185,11 @@ pub enum Event {
     ShutdownStarted {
         why: String,
     },
+    /// `pending_paths` are in no commit, and `why` says for what reason.
     ShutdownFinished {
         code: i32,
+        pending_paths: u64,
+        why: Option<String>,
     },
 }
 
@@ -254,6 +257,7 @@ impl Event {
             Event::BrowserOffered { upstream } | Event::BrowserConnected { upstream } => vec![upstream],
             Event::BrowserFailed { upstream, why } => vec![upstream, why],
             Event::MemoryPressure { service, .. } => service.iter_mut().collect(),
+            Event::ShutdownFinished { why, .. } => why.iter_mut().collect(),
             Event::BootStarted { .. }
             | Event::BootPhase { .. }
             | Event::RestoreProgress { .. }
@@ -261,8 +265,7 @@ impl Event {
             | Event::StorePlaced { .. }
             | Event::StoreMeasured { .. }
             | Event::StoreRecovered { .. }
-            | Event::Heartbeat
-            | Event::ShutdownFinished { .. } => Vec::new(),
+            | Event::Heartbeat => Vec::new(),
         }
     }
 }

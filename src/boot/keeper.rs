@@ -36,11 +36,21 @@ const TELLING: Duration = Duration::from_millis(250);
 /// A handle on it; cheap to clone.
 #[derive(Clone)]
 pub struct Keeper {
-    running: watch::Receiver<Option<Running>>,
+    stage: watch::Receiver<Stage>,
     services: Handle,
     layout: Layout,
     work: PathBuf,
     restoring: Arc<Semaphore>,
+}
+
+/// How far it is.
+#[derive(Clone)]
+enum Stage {
+    /// Nothing works on the state yet, so there is nothing to be committed.
+    Before,
+    /// The gateway works on it, and nobody commits.
+    Uncommitted(Lost),
+    Running(Running),
 }
 
 /// What there is once the state is back and the store is known.
@@ -48,6 +58,16 @@ pub struct Keeper {
 struct Running {
     engine: EngineHandle,
     history: History,
+}
+
+/// What changed and is in no commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// By name, and one for all others.
+    pub paths: u64,
+    pub why: String,
+    /// Only for want of the store.
+    pub store: bool,
 }
 
 impl Keeper {
@@ -59,15 +79,15 @@ impl Keeper {
         services: Handle,
         events: Events,
     ) -> Keeper {
-        let (run, running) = watch::channel(None);
+        let (set, stage) = watch::channel(Stage::Before);
         let layout = Layout::new(config);
         let (of, its, handle) = (config.clone(), layout.clone(), services.clone());
         tokio::spawn(async move {
             let store = place.known().await;
-            keep(Config { store, ..of }, its, gateway, handle, events, run, bring_back).await;
+            keep(Config { store, ..of }, its, gateway, handle, events, set, bring_back).await;
         });
         Keeper {
-            running,
+            stage,
             services,
             layout,
             work: config.work_dir(),
@@ -116,34 +136,56 @@ impl Keeper {
         })
     }
 
-    /// The last commit but one: what is left to tell may change the state once more.
-    pub async fn commit_stopped(&self, deadline: Duration) {
-        if let Ok(running) = self.running()
-            && !matches!(
-                tokio::time::timeout(deadline, running.engine.commit_now()).await,
-                Ok(Ok(_))
-            )
-        {
-            tracing::warn!("the commit after the stop of the services has not worked yet");
+    /// The last commit but one, of what the services have left: what is told of it may change the state once more.
+    ///
+    /// # Errors
+    /// There is none by `deadline`, though it was tried until then.
+    pub async fn commit_stopped(&self, deadline: Instant) -> Result<(), Lost> {
+        match self.engine()? {
+            Some(engine) => last(&engine, engine.commit_by(deadline).await),
+            None => {
+                tracing::warn!("stopped before the state was back; there is nothing to commit");
+                Ok(())
+            }
         }
     }
 
-    /// The last commit. Without one within `deadline` what changed since the one before is lost with the container, and
-    /// that is said.
-    pub async fn finish(&self, deadline: Duration) {
-        let Ok(running) = self.running() else {
-            tracing::warn!("stopped before the state was back; there is nothing to commit");
-            return;
-        };
-        if let Err(error) = running.engine.finish(Instant::now() + deadline).await {
-            tracing::error!(%error, "the last commit failed; what changed since the one before is lost with this container");
+    /// The last commit, after which none is made any more.
+    ///
+    /// # Errors
+    /// As [`Keeper::commit_stopped`].
+    pub async fn finish(&self, deadline: Instant) -> Result<(), Lost> {
+        match self.engine()? {
+            Some(engine) => last(&engine, engine.finish(deadline).await),
+            None => Ok(()),
+        }
+    }
+
+    /// Whoever makes the last commit, if there can be anything to be committed.
+    fn engine(&self) -> Result<Option<EngineHandle>, Lost> {
+        match &*self.stage.borrow() {
+            Stage::Before => Ok(None),
+            Stage::Uncommitted(lost) => Err(lost.clone()),
+            Stage::Running(running) => Ok(Some(running.engine.clone())),
         }
     }
 
     fn running(&self) -> Result<Running, Refusal> {
-        let missing = || Refusal::Store("the store is not there yet, or the state is still being restored".into());
-        self.running.borrow().clone().ok_or_else(missing)
+        match &*self.stage.borrow() {
+            Stage::Running(running) => Ok(running.clone()),
+            Stage::Before | Stage::Uncommitted(_) => Err(Refusal::Store(
+                "the store is not there yet, or the state is still being restored".into(),
+            )),
+        }
     }
+}
+
+fn last(engine: &EngineHandle, answer: engine::Answer) -> Result<(), Lost> {
+    answer.map(drop).map_err(|error| Lost {
+        paths: engine.pending(),
+        why: error.to_string(),
+        store: error.is_for_want_of_the_store(),
+    })
 }
 
 /// Said by a restore that is given up for now.
@@ -155,7 +197,7 @@ async fn keep(
     gateway: Arc<Gateway>,
     services: Handle,
     events: Events,
-    run: watch::Sender<Option<Running>>,
+    stage: watch::Sender<Stage>,
     restore: impl FnOnce(&Plan, &Events, GoWithout) -> Found + Send + 'static,
 ) {
     let (found_it, mut found) = oneshot::channel();
@@ -192,6 +234,11 @@ async fn keep(
     gateway.settle().await;
     if early.is_none() {
         // Whatever the gateway does from here on is in no snapshot until there is a store.
+        stage.send_replace(Stage::Uncommitted(Lost {
+            paths: 1,
+            why: "there has been no store since the start".into(),
+            store: true,
+        }));
         events.emit(Event::SnapshotPending {
             paths: 1,
             oldest_ms: 0,
@@ -212,8 +259,15 @@ async fn keep(
             head,
             events.clone(),
         ) {
-            Ok(engine) => drop(run.send_replace(Some(Running { engine, history }))),
-            Err(error) => tracing::error!(%error, "changes cannot be committed"),
+            Ok(engine) => drop(stage.send_replace(Stage::Running(Running { engine, history }))),
+            Err(error) => {
+                tracing::error!(%error, "changes cannot be committed");
+                stage.send_replace(Stage::Uncommitted(Lost {
+                    paths: 1,
+                    why: error.to_string(),
+                    store: false,
+                }));
+            }
         }
     };
     let restored = early.is_some();
@@ -232,7 +286,14 @@ async fn keep(
     if !restored {
         match found.await {
             Ok(found) => start(found),
-            Err(_) => panicked(&events, "nothing is committed"),
+            Err(_) => {
+                panicked(&events, "nothing is committed");
+                stage.send_replace(Stage::Uncommitted(Lost {
+                    paths: 1,
+                    why: "the restore ended in a panic".into(),
+                    store: false,
+                }));
+            }
         }
     }
 }
@@ -334,7 +395,7 @@ mod tests {
             }
             .start();
             let gateway = Arc::new(Gateway::new(&config, spawner, events.clone(), |_| {}).unwrap());
-            let (run, running) = watch::channel(None);
+            let (set, stage) = watch::channel(Stage::Before);
             let layout = Layout::new(&config);
             let restore = move |plan: &Plan, events: &Events, go: GoWithout| {
                 assert!(is_late, "as asked");
@@ -347,12 +408,12 @@ mod tests {
                 gateway,
                 services.clone(),
                 events,
-                run,
+                set,
                 restore,
             )
             .await;
             let keeper = Keeper {
-                running,
+                stage,
                 services: services.clone(),
                 layout,
                 work: config.work_dir(),
@@ -363,8 +424,9 @@ mod tests {
             fs::create_dir_all(kit.path("home/.openclaw")).unwrap();
             fs::write(kit.path("home/.openclaw/memory.md"), "nothing").unwrap();
             assert!(matches!(keeper.commit_now().await, Err(Refusal::Store(_))));
-            keeper.commit_stopped(Duration::from_secs(10)).await;
-            keeper.finish(Duration::from_secs(10)).await;
+            let soon = Instant::now() + Duration::from_secs(10);
+            let stopped = (keeper.commit_stopped(soon).await, keeper.finish(soon).await);
+            assert_eq!(stopped, (Ok(()), Ok(())), "nothing has run, so nothing is lost");
             let (listed, _) = kit.reopened().list().unwrap();
             assert_eq!(listed.iter().map(|one| one.meta.id).collect::<Vec<_>>(), [committed]);
             assert_eq!(services.services()[0].state, ServiceState::Waiting);

@@ -23,6 +23,7 @@ mod outage;
 mod script;
 mod services;
 mod skill;
+mod stop;
 mod supply;
 mod support;
 mod takeover;

@@ -129,7 +129,7 @@ async fn what_the_shutdown_could_not_deliver_the_next_container_does() {
     let first = world(posted_to(hung.callback())).await;
     first.events.emit(Event::BootPhase { phase: Phase::Prepare });
     first.events.emit(exited(1));
-    first.events.emit(Event::ShutdownFinished { code: 0 });
+    first.events.emit(finished());
     let begun = Instant::now();
     let World { dir: old, report, .. } = first;
     assert_eq!(report.close(Duration::from_secs(2)).await, 2);

@@ -499,11 +499,19 @@ async fn commits_are_told_together_and_at_the_end() {
 
     // The end of the boot is the last that is told of it, though commits were held back until then.
     world.events.emit(committed(6));
-    world.events.emit(Event::ShutdownFinished { code: 0 });
+    world.events.emit(finished());
     world.report.carry().await;
     let events: Events = world.client().get("/events").await.unwrap();
     assert_eq!(told(&events), 6);
     assert_eq!(events.events.last().unwrap().kind, "shutdown.finished");
+}
+
+fn finished() -> Event {
+    Event::ShutdownFinished {
+        code: 0,
+        pending_paths: 0,
+        why: None,
+    }
 }
 
 /// Ends the threads that burn the processors.

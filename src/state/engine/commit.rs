@@ -1,14 +1,11 @@
 //! Making one commit.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use ulid::Ulid;
 
-use super::{Engine, suspicion};
+use super::{Engine, handle::Why, suspicion};
 use crate::{
     event::{Event, millis},
     state::{
@@ -83,21 +80,22 @@ impl Engine {
         }
     }
 
-    pub(super) fn failed(&mut self, failure: &Failure) -> Arc<str> {
+    pub(super) fn failed(&mut self, failure: &Failure) -> Why {
         let now = Instant::now();
         self.pace.apply(Input::Failed { jitter: rand::random() }, now);
-        let why: Arc<str> = failure.to_string().into();
-        self.last_failure = why.clone();
+        let why = failure.to_string();
+        let told = Why {
+            text: why.as_str().into(),
+            is_of_store: matches!(failure, Failure::Store(_)),
+        };
+        self.told.set_failure(Some(told.clone()));
         if matches!(failure, Failure::Store(_)) && self.away.is_none() {
             self.away = Some(now);
-            self.events.emit(Event::StoreUnavailable { why: why.to_string() });
+            self.events.emit(Event::StoreUnavailable { why: why.clone() });
         }
         let retry_in_ms = millis(self.pace.retry_in(now));
-        self.events.emit(Event::SnapshotFailed {
-            why: why.to_string(),
-            retry_in_ms,
-        });
-        why
+        self.events.emit(Event::SnapshotFailed { why, retry_in_ms });
+        told
     }
 
     /// A commit that somebody waits for: a database that was locked for a moment is not left for a later one.

@@ -1,7 +1,11 @@
 //! Talking to the engine from async code.
 
 use std::{
-    sync::{Arc, mpsc::Sender},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc::Sender,
+    },
     time::Instant,
 };
 
@@ -13,11 +17,29 @@ use crate::state::{head::Head, history::Generation, model::Meta};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotCommitted {
     #[error("not committed: {0}")]
-    Failed(Arc<str>),
+    Failed(Why),
     #[error("not committed in time; the last try: {0}")]
-    TooLate(Arc<str>),
+    TooLate(Why),
     #[error("the snapshot engine has ended")]
     Ended,
+}
+
+/// Why a commit did not work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Why {
+    pub(super) text: Arc<str>,
+    pub(super) is_of_store: bool,
+}
+
+impl NotCommitted {
+    /// There was nothing wrong but that the store was not to be had.
+    pub fn is_for_want_of_the_store(&self) -> bool {
+        match self {
+            NotCommitted::Failed(why) | NotCommitted::TooLate(why) => why.is_of_store,
+            NotCommitted::Ended => false,
+        }
+    }
 }
 
 /// The newest commit, or none if there was never anything to commit.
@@ -27,24 +49,56 @@ pub(super) enum Command {
     /// The watch has something.
     Wake,
     Commit(oneshot::Sender<Answer>),
-    Finish {
-        deadline: Instant,
-        reply: oneshot::Sender<Answer>,
-    },
+    Last(Last),
     Pause(oneshot::Sender<()>),
     Resume(Option<Box<(Generation, Head)>>),
     Stop,
+}
+
+/// A commit that is tried again until it has worked or its time is over.
+pub(super) struct Last {
+    pub deadline: Instant,
+    /// The engine ends with it.
+    pub ends: bool,
+    pub reply: oneshot::Sender<Answer>,
 }
 
 /// Commands to a running engine; cheap to clone. When the last one is dropped the engine ends, without a last commit.
 #[derive(Clone)]
 pub struct EngineHandle(pub(super) Arc<Line>);
 
-pub(super) struct Line(pub(super) Sender<Command>);
+pub(super) struct Line {
+    pub commands: Sender<Command>,
+    pub told: Arc<Told>,
+}
+
+/// What the engine has said last, for whoever cannot wait for its answer.
+#[derive(Default)]
+pub(super) struct Told {
+    /// Paths that have changed since the last commit.
+    pub pending: AtomicU64,
+    /// Why there has been none since the last one that worked.
+    failure: Mutex<Option<Why>>,
+}
+
+impl Told {
+    pub fn set_failure(&self, failure: Option<Why>) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    }
+
+    pub fn too_late(&self) -> NotCommitted {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // Without one the first try is not over yet.
+        NotCommitted::TooLate(failure.unwrap_or_else(|| Why {
+            text: "the store has not answered".into(),
+            is_of_store: true,
+        }))
+    }
+}
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let _ = self.0.send(Command::Stop);
+        let _ = self.commands.send(Command::Stop);
     }
 }
 
@@ -54,12 +108,26 @@ impl EngineHandle {
         self.ask(Command::Commit).await?
     }
 
-    /// Makes the last commit and ends, at the latest at `deadline`; tries again until then if the store fails.
+    /// Commits all there is now; tries again until `deadline` if the store fails.
+    pub async fn commit_by(&self, deadline: Instant) -> Answer {
+        self.last(deadline, false).await
+    }
+
+    /// The same, and ends, at the latest at `deadline`.
     pub async fn finish(&self, deadline: Instant) -> Answer {
-        let asked = self.ask(|reply| Command::Finish { deadline, reply });
+        self.last(deadline, true).await
+    }
+
+    /// How many paths have changed since the last commit, by name and one for all others.
+    pub fn pending(&self) -> u64 {
+        self.0.told.pending.load(Ordering::Relaxed)
+    }
+
+    async fn last(&self, deadline: Instant, ends: bool) -> Answer {
+        let asked = self.ask(|reply| Command::Last(Last { deadline, ends, reply }));
         match tokio::time::timeout_at(deadline.into(), asked).await {
             Ok(answer) => answer?,
-            Err(_) => Err(NotCommitted::TooLate("the store has not answered".into())),
+            Err(_) => Err(self.0.told.too_late()),
         }
     }
 
@@ -76,12 +144,13 @@ impl EngineHandle {
 
     fn tell(&self, command: Command) {
         // An engine that has ended has nothing to be told.
-        let _ = self.0.0.send(command);
+        let _ = self.0.commands.send(command);
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, NotCommitted> {
         let (reply, answer) = oneshot::channel();
-        self.0.0.send(command(reply)).map_err(|_| NotCommitted::Ended)?;
+        let sent = self.0.commands.send(command(reply));
+        sent.map_err(|_| NotCommitted::Ended)?;
         answer.await.map_err(|_| NotCommitted::Ended)
     }
 }

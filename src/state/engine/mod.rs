@@ -18,6 +18,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
+        atomic::Ordering,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     time::{Duration, Instant},
@@ -26,8 +27,8 @@ use std::{
 use tokio::sync::oneshot;
 
 use commit::{FIRST_AGAIN, Failure};
-use handle::{Answer, Command, Line};
-pub use handle::{EngineHandle, NotCommitted};
+pub use handle::{Answer, EngineHandle, NotCommitted};
+use handle::{Command, Last, Line, Told};
 use upkeep::Upkeep;
 
 use super::{
@@ -83,6 +84,11 @@ pub fn start(
         needs: head.needs(),
     };
     let upkeep = Upkeep::start(history.clone(), own, events.clone())?;
+    let told = Arc::<Told>::default();
+    let line = Line {
+        commands: send.clone(),
+        told: Arc::clone(&told),
+    };
     let engine = Engine {
         settings,
         upkeep,
@@ -93,11 +99,12 @@ pub fn start(
         events,
         commands,
         watch: watch(&send),
-        wake: send.clone(),
+        wake: send,
         roots: Vec::new(),
         memory: Memory::default(),
         pending: Changes::default(),
         pending_said: None,
+        told,
         pace: Pace::default(),
         waiting: Vec::new(),
         finishing: None,
@@ -114,13 +121,12 @@ pub fn start(
         again_wait: FIRST_AGAIN,
         skipped: 0,
         rescan_at: Instant::now() + RESCAN,
-        last_failure: "none was made".into(),
         tidy_at: None,
     };
     std::thread::Builder::new()
         .name("state-engine".into())
         .spawn(move || engine.run())?;
-    Ok(EngineHandle(Arc::new(Line(send))))
+    Ok(EngineHandle(Arc::new(line)))
 }
 
 fn watch(wake: &Sender<Command>) -> Watch {
@@ -147,10 +153,11 @@ struct Engine {
     /// What changed and is not committed.
     pending: Changes,
     pending_said: Option<Instant>,
+    told: Arc<Told>,
     pace: Pace,
     /// Who waits for the next commit.
     waiting: Vec<oneshot::Sender<Answer>>,
-    finishing: Option<(Instant, oneshot::Sender<Answer>)>,
+    finishing: Option<Last>,
     paused: bool,
     /// Nothing has been captured yet in this generation.
     first: bool,
@@ -172,7 +179,6 @@ struct Engine {
     again_at: Option<Instant>,
     again_wait: Duration,
     rescan_at: Instant,
-    last_failure: Arc<str>,
     /// When to see whether the store is to be tidied.
     tidy_at: Option<Instant>,
 }
@@ -215,9 +221,8 @@ impl Engine {
             }
         }
         self.tidy(Instant::now());
-        if let Some((_, reply)) = self.finishing.take_if(|(deadline, _)| *deadline <= now) {
-            let _ = reply.send(Err(NotCommitted::TooLate(self.last_failure.clone())));
-            return ControlFlow::Break(());
+        if let Some(last) = self.finishing.take_if(|last| last.deadline <= now) {
+            self.answer_last(last, Err(self.told.too_late()))?;
         }
         match self.next_due() {
             Some(due) => match self
@@ -236,7 +241,7 @@ impl Engine {
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let deadline = self.finishing.as_ref().map(|(deadline, _)| *deadline);
+        let deadline = self.finishing.as_ref().map(|last| last.deadline);
         if self.paused {
             return deadline;
         }
@@ -271,13 +276,13 @@ impl Engine {
                 self.waiting.push(reply);
                 self.pace.apply(Input::Asked, now);
             }
-            Command::Finish { reply, .. } if self.paused => {
+            Command::Last(last) if self.paused => {
                 // Somebody is replacing the roots; half of that is nothing to commit.
-                let _ = reply.send(Ok(self.newest()));
-                return ControlFlow::Break(());
+                let newest = self.newest();
+                self.answer_last(last, Ok(newest))?;
             }
-            Command::Finish { deadline, reply } => {
-                self.finishing = Some((deadline, reply));
+            Command::Last(last) => {
+                self.finishing = Some(last);
                 self.upkeep.look();
                 self.pace.apply(Input::Asked, now);
             }
@@ -356,8 +361,10 @@ impl Engine {
     fn say_pending(&mut self) {
         self.pending_said = Some(Instant::now());
         let oldest = self.pending.since.into_iter().chain(self.again.since).min();
+        let paths = (self.pending.count() + self.again.count()) as u64;
+        self.told.pending.store(paths, Ordering::Relaxed);
         self.events.emit(Event::SnapshotPending {
-            paths: (self.pending.count() + self.again.count()) as u64,
+            paths,
             oldest_ms: millis(oldest.map_or(Duration::ZERO, |since| since.elapsed())),
             warnings: self.warnings(),
         });
@@ -386,6 +393,7 @@ impl Engine {
         let answer: Answer = match done {
             Ok(()) => {
                 self.pace.apply(Input::Succeeded, Instant::now());
+                self.told.set_failure(None);
                 self.recovered();
                 Ok(self.answer())
             }
@@ -398,11 +406,19 @@ impl Engine {
             let _ = reply.send(answer.clone());
         }
         match self.finishing.take_if(|_| answer.is_ok()) {
-            Some((_, reply)) => {
-                let _ = reply.send(answer);
-                ControlFlow::Break(())
-            }
+            Some(last) => self.answer_last(last, answer),
             None => ControlFlow::Continue(()),
+        }
+    }
+
+    fn answer_last(&mut self, last: Last, answer: Answer) -> ControlFlow<()> {
+        let _ = last.reply.send(answer);
+        // There is one more to come, which is not to wait for this.
+        self.tidy_at = None;
+        if last.ends {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
         }
     }
 }

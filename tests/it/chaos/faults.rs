@@ -15,7 +15,7 @@ use nix::{
 use rand::{RngExt, seq::IndexedRandom};
 
 use super::{
-    Boot, Campaign, PATIENCE,
+    Boot, Campaign, PATIENCE, STOP,
     neighbours::{SmallDisk, use_browser},
     rounds, sum_up,
     watcher::{Over, Watcher},
@@ -331,12 +331,16 @@ impl Campaign {
         assert!(seqs.windows(2).all(|two| two[0] + 1 == two[1]), "{story}: {seqs:?}");
     }
 
-    /// SIGTERM or SIGKILL; after an orderly end all that was done is required. Without a store that would be tried for two
-    /// minutes.
+    /// SIGTERM or SIGKILL; after an orderly end all that was done is required. Where the store is gone for good, which
+    /// takes a minute to be given up, the exit code has to say that it is not there.
     fn end(&mut self, boot: &mut Boot, durable: bool, story: &str) {
         thread::sleep(self.moment(500));
         if durable && self.rng.random() {
             self.terminate(boot, story);
+        } else if !durable && self.rng.random_bool(0.3) {
+            boot.container.signal(Signal::SIGTERM);
+            let status = boot.container.wait(STOP);
+            assert_eq!(status.code(), Some(69), "{story}; log: {}", boot.container);
         } else {
             boot.container.signal(Signal::SIGKILL);
             boot.container.wait(PATIENCE);

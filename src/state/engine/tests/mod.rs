@@ -373,12 +373,61 @@ fn the_last_commit_is_tried_until_its_deadline() {
     faults.set(Fault::Hang);
     live.kit.write("b", "2");
     let engine = live.engine.clone();
-    let finish = live.runtime.block_on(async {
-        let soon = Instant::now() + Duration::from_millis(500);
-        engine.finish(soon).await
-    });
-    assert!(matches!(finish, Err(NotCommitted::TooLate(_))), "{finish:?}");
+    let soon = || Instant::now() + Duration::from_millis(500);
+    let finish = live.runtime.block_on(async { engine.finish(soon()).await });
+    let Err(NotCommitted::TooLate(_)) = &finish else {
+        panic!("{finish:?}")
+    };
+    assert!(finish.unwrap_err().is_for_want_of_the_store());
+    assert!(live.engine.pending() >= 1, "what is not in a commit is counted");
     faults.set(Fault::None);
+}
+
+#[test]
+fn the_last_commit_but_one_is_tried_as_long_and_is_not_the_end() {
+    let mut kit = Kit::new();
+    kit.write("a", "1");
+    let (store, faults) = faulty::store(&kit.path("faulty"));
+    kit.history = History::open(store, "default", None).unwrap();
+    let mut live = Live::start(kit);
+    live.commit();
+    faults.set(Fault::Errno(nix::libc::ENOTCONN));
+    live.kit.write("b", "2");
+    let engine = live.engine.clone();
+    let (told, asked) = std::sync::mpsc::channel();
+    let asking = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        told.send(()).unwrap();
+        runtime.unwrap().block_on(engine.commit_by(Instant::now() + DEADLINE))
+    });
+    asked.recv().unwrap();
+    for _ in 0..2 {
+        live.event(|event| matches!(event, Event::SnapshotFailed { .. }).then_some(()));
+    }
+    faults.set(Fault::None);
+    let stopped = asking.join().unwrap().unwrap().unwrap();
+    assert_eq!((stopped.reason, live.engine.pending()), (Reason::Final, 0));
+    live.kit.write("c", "3");
+    let last = live.finish().unwrap();
+    assert_eq!((last.parent, last.reason), (Some(stopped.id), Reason::Final));
+    for name in [&b"state/b"[..], b"state/c"] {
+        assert!(live.head_tree().contains_key(name));
+    }
+}
+
+/// It is not the store that is in want of anything.
+#[test]
+fn a_fault_of_our_own_is_not_taken_for_a_missing_store() {
+    let kit = Kit::new();
+    kit.write("a", "1");
+    let settings = Settings {
+        gateway: Box::new(|| panic!("at every commit")),
+        ..settings(&kit)
+    };
+    let live = Live::start_with(kit, settings);
+    let soon = Instant::now() + Duration::from_secs(2);
+    let finish = live.runtime.block_on(live.engine.finish(soon)).unwrap_err();
+    assert!(!finish.is_for_want_of_the_store(), "{finish:?}");
 }
 
 #[test]
