@@ -119,7 +119,7 @@ pub fn absorb(table: &mut Table, file: &Path) -> Result<Option<Costs>, OutboxErr
     if !file.exists() {
         return Ok(None);
     }
-    match Table::check(file).and_then(|()| table.absorb(file)) {
+    match table.absorb(file) {
         Ok(costs) => Ok(costs),
         Err(error) => {
             let aside = file.with_extension("sqlite.damaged");

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params, types::Value};
+use rusqlite::{Connection, OptionalExtension, Row, params, types::Value};
 use serde_json::json;
 use ulid::Ulid;
 
@@ -44,6 +44,9 @@ pub(super) const SCHEMA: &str = "
     CREATE INDEX IF NOT EXISTS undelivered ON events (boot, seq, type) WHERE delivered = 0;
     CREATE TABLE IF NOT EXISTS costs (month TEXT PRIMARY KEY, costs TEXT NOT NULL) WITHOUT ROWID;
 ";
+
+/// For what cannot be read.
+const UNREADABLE: &str = "CREATE TABLE IF NOT EXISTS unreadable AS SELECT * FROM events WHERE false";
 
 /// An event that has no number yet.
 #[derive(Debug, Clone)]
@@ -97,7 +100,7 @@ impl Table {
         // The log is small and read in order: a quarter of a megabyte of cache, and a short WAL.
         db.pragma_update(None, "cache_size", -256)?;
         db.pragma_update(None, "wal_autocheckpoint", 64)?;
-        check(&db)?;
+        check(&db, "main")?;
         db.execute_batch(SCHEMA)?;
         let mut table = Table {
             db,
@@ -109,14 +112,6 @@ impl Table {
         };
         table.count()?;
         Ok(table)
-    }
-
-    /// Whether the file is a sound database.
-    ///
-    /// # Errors
-    /// It is not.
-    pub fn check(path: &Path) -> rusqlite::Result<()> {
-        check(&Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?)
     }
 
     pub fn counts(&self) -> Counts {
@@ -275,8 +270,12 @@ impl Table {
 
     /// Takes over every event of the log at `from`, which stays as it is; one that both have counts as delivered if
     /// either says so. Says what the month had cost there.
+    ///
+    /// # Errors
+    /// SQLite's, among them that it is not a sound log.
     pub fn absorb(&mut self, from: &Path) -> rusqlite::Result<Option<Costs>> {
         let costs = self.with_attached(from, |db| {
+            check(db, "other")?;
             db.execute_batch(
                 "INSERT INTO main.events SELECT * FROM other.events WHERE true
                  ON CONFLICT DO UPDATE SET delivered = max(delivered, excluded.delivered)",
@@ -290,7 +289,7 @@ impl Table {
     /// Moves what cannot be read out of the log; gives how many of it were undelivered, by type.
     pub fn set_aside(&mut self) -> rusqlite::Result<BTreeMap<String, u64>> {
         let tx = self.db.transaction()?;
-        tx.execute_batch("CREATE TABLE IF NOT EXISTS unreadable AS SELECT * FROM events WHERE false")?;
+        tx.execute_batch(UNREADABLE)?;
         let mut lost = BTreeMap::new();
         let bad: Vec<(Value, Value, String, bool)> = tx
             .prepare("SELECT * FROM events")?
@@ -341,15 +340,33 @@ pub fn is_unreadable(error: &rusqlite::Error) -> bool {
     )
 }
 
-fn check(db: &Connection) -> rusqlite::Result<()> {
-    let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+/// Whether what is in the schema of that name is a sound log, or nothing yet. Anything else in it, a view in a table's
+/// place or a trigger, would run as part of what is asked of it, and a query has no end that it is sure to come to.
+fn check(db: &Connection, schema: &str) -> rusqlite::Result<()> {
+    let corrupt = |why: String| {
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        Err(rusqlite::Error::SqliteFailure(code, Some(why)))
+    };
+    let known = Connection::open_in_memory()?;
+    known.execute_batch(SCHEMA)?;
+    known.execute_batch(UNREADABLE)?;
+    let known = described(&known, "main")?;
+    if let Some(other) = described(db, schema)?.into_iter().find(|one| !known.contains(one)) {
+        let [kind, name, ..] = other.map(|text| text.unwrap_or_default());
+        return corrupt(format!("the {kind} {name} in it is not a log's"));
+    }
+    let verdict: String = db.query_row(&format!("PRAGMA {schema}.quick_check(1)"), [], |row| row.get(0))?;
     if verdict == "ok" {
         return Ok(());
     }
-    Err(rusqlite::Error::SqliteFailure(
-        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
-        Some(verdict),
-    ))
+    corrupt(verdict)
+}
+
+/// Type, name, table and text of all that is described in the schema of that name.
+fn described(db: &Connection, schema: &str) -> rusqlite::Result<Vec<[Option<String>; 4]>> {
+    db.prepare(&format!("SELECT type, name, tbl_name, sql FROM {schema}.sqlite_schema"))?
+        .query_map([], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?]))?
+        .collect()
 }
 
 /// What the month had cost when that was last kept in the schema of that name.

@@ -8,7 +8,7 @@ use ulid::Ulid;
 use super::{
     Outbox, Table,
     carry::{Carrier, absorb},
-    table::{BOUND, New},
+    table::{BOUND, New, SCHEMA},
 };
 use crate::report::cost::Costs;
 
@@ -245,6 +245,55 @@ async fn a_damaged_log_is_set_aside() {
     assert_eq!(outbox.progress().borrow().failing, None);
     assert!(dir.path().join(format!("outbox.sqlite.damaged-{}", boot(1))).exists());
     assert!(data.join("outbox.sqlite.damaged").exists());
+}
+
+/// What a restored state or a tampered run directory may hold: sound for SQLite, and without an end to what is asked of it.
+#[tokio::test]
+async fn a_log_that_would_never_be_read_to_its_end_is_set_aside() {
+    const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n WHERE i < 0";
+    let view = format!(
+        "CREATE VIEW events AS SELECT i AS boot, i AS seq, i AS type, i AS time, i AS instance, i AS data, i AS delivered
+             FROM ({ENDLESS});
+         CREATE TABLE other (boot, seq, type);
+         CREATE INDEX undelivered ON other (boot, seq, type);"
+    );
+    let costs =
+        format!("{SCHEMA} DROP TABLE costs; CREATE VIEW costs AS SELECT i AS month, i AS costs FROM ({ENDLESS});");
+    let trigger = format!("{SCHEMA} CREATE TRIGGER t BEFORE INSERT ON events BEGIN {ENDLESS}; END;");
+    for hostile in [view, costs, trigger] {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        for place in [dir.path(), &data] {
+            let db = rusqlite::Connection::open(place.join("outbox.sqlite")).unwrap();
+            db.execute_batch(&hostile).unwrap();
+        }
+        let read = async {
+            let outbox = Outbox::start(dir.path(), boot(1), "test").unwrap();
+            outbox.append(new("boot.started", 1));
+            outbox.flush().await;
+            assert_eq!(outbox.adopt(&data).await.unwrap(), None);
+            assert_eq!(outbox.next().await.unwrap().unwrap().seq, 1);
+            assert_eq!(outbox.progress().borrow().failing, None);
+        };
+        let deadline = std::time::Duration::from_secs(60);
+        tokio::time::timeout(deadline, read).await.expect("an end");
+        assert!(dir.path().join(format!("outbox.sqlite.damaged-{}", boot(1))).exists());
+        assert!(data.join("outbox.sqlite.damaged").exists());
+    }
+}
+
+/// Its schema is the same whoever has written it.
+#[tokio::test]
+async fn a_log_of_ours_is_known_whatever_happened_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("outbox.sqlite");
+    for number in 1..=3 {
+        let mut table = Table::open(&file, boot(1), "test", BOUND).unwrap();
+        assert_eq!(table.counts().last_seq, number - 1);
+        table.append(&[new("service.exited", number)]).unwrap();
+        table.set_aside().unwrap();
+    }
 }
 
 #[tokio::test]
