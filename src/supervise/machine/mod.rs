@@ -27,6 +27,8 @@ const LEFTOVER_STOP: Duration = Duration::from_secs(5);
 /// What has not ended so long after it was killed hangs in the kernel, most likely on a file system that does not
 /// answer. It runs none of its own code any more, so what waits for its end need not wait longer.
 const KILLED: Duration = Duration::from_secs(10);
+/// A start that was cut short for want of time has twice as long the next time, so often at most.
+const LONGER: u32 = 3;
 /// In a crash loop a retry is made after so many times the longest backoff.
 const SLOW_RETRY: u32 = 2;
 
@@ -91,6 +93,8 @@ pub struct Machine {
     looping: bool,
     attempt: u32,
     restarts: u32,
+    /// Starts in a row that were cut short because it was not ready in time.
+    cut_short: u32,
     /// What its readiness probe has said last.
     unready: Option<String>,
     why: Option<String>,
@@ -116,6 +120,7 @@ impl Machine {
             looping: false,
             attempt: 0,
             restarts: 0,
+            cut_short: 0,
             unready: None,
             why: None,
         }
@@ -344,7 +349,7 @@ impl Machine {
         (self.why, self.unready) = (None, None);
         self.phase = Phase::Up {
             ready: self.ready_timeout.is_none().then_some(now),
-            ready_by: self.ready_timeout.map(|timeout| now + timeout),
+            ready_by: self.grace().map(|grace| now + grace),
         };
         if !self.wanted || self.hold.is_some() || again {
             self.end(Cause::Asked, self.stop_timeout, now, actions);
@@ -355,6 +360,9 @@ impl Machine {
         let Phase::Up { ready, .. } = self.phase else {
             return;
         };
+        if cause == Cause::Unhealthy && ready.is_none() {
+            self.cut_short = self.cut_short.saturating_add(1);
+        }
         self.phase = Phase::Ending {
             cause,
             ready,
@@ -458,6 +466,7 @@ impl Machine {
         self.crash_loop.reset();
         self.looping = false;
         self.attempt = 0;
+        self.cut_short = 0;
     }
 
     fn slept(&mut self, gap: Duration) {
@@ -485,9 +494,16 @@ impl Machine {
         }
     }
 
+    /// How long it may take to be ready. On a machine that is too slow for the time it has by itself, it would be ended
+    /// and begin anew for ever.
+    fn grace(&self) -> Option<Duration> {
+        let longer = 1 << self.cut_short.min(LONGER);
+        self.ready_timeout.map(|timeout| timeout.saturating_mul(longer))
+    }
+
     /// Why it is not what it should be by now.
     fn overdue(&self) -> String {
-        let after = self.ready_timeout.unwrap_or_default().as_secs_f32();
+        let after = self.grace().unwrap_or_default().as_secs_f32();
         let why = self.unready.as_ref().map_or_else(String::new, |why| format!(": {why}"));
         format!("not ready within {after} s{why}")
     }

@@ -211,12 +211,13 @@ fn not_ready_in_time_is_unhealthy_and_never_ready_does_not_reset_the_backoff() {
     let mut bench = Bench::new(&service);
     bench.up();
     let mut delays = Vec::new();
-    for _ in 0..3 {
+    for seconds in [180, 360, 720] {
         assert_eq!(bench.machine.state(), ServiceState::Running);
-        bench.now += 180 * SECOND;
+        assert_eq!(bench.put(Input::Tick), []);
+        bench.now += seconds * SECOND;
         assert_eq!(bench.put(Input::Tick), [Action::Terminate]);
         assert_eq!(bench.machine.state(), ServiceState::Unhealthy);
-        assert_eq!(bench.machine.why(), Some("not ready within 180 s"));
+        assert_eq!(bench.machine.why(), Some(&*format!("not ready within {seconds} s")));
         delays.push(bench.crash(Exit::Signal(15), Verdict::Restart));
     }
     let ms = |ms| Some(Duration::from_millis(ms));
@@ -545,6 +546,37 @@ proptest! {
                 ServiceState::Ready | ServiceState::Running | ServiceState::Unhealthy | ServiceState::BackingOff
             ));
         }
+    }
+
+    /// It is not alive before it is ready, and the machine gives it too little of itself: it is up in the end, and as soon
+    /// as it can be told to be.
+    #[test]
+    fn a_start_that_takes_long_is_not_cut_short_for_ever(need in 1..=8 * 180u32, watched: bool) {
+        let mut policy = service();
+        let check = crate::config::service::Check::Tcp { addr: "a:1".into() };
+        policy.ready = Some(Probe::ready(check.clone()));
+        policy.live = watched.then(|| Probe::live(check));
+        let mut bench = Bench::new(&policy);
+        bench.up();
+        let need = need * SECOND;
+        let mut cut_short = 0;
+        while bench.machine.due().is_some_and(|due| due < bench.now + need) {
+            bench.now = bench.machine.due().unwrap();
+            if bench.put(Input::Tick) == [Action::Overdue] {
+                prop_assert_eq!(bench.put(Input::Unhealthy("no answer".into())), [Action::Terminate]);
+            }
+            cut_short += 1;
+            prop_assert!(cut_short <= 3, "cut short for ever");
+            prop_assert!(bench.crash(Exit::Signal(15), Verdict::Restart).is_some());
+        }
+        bench.now += need;
+        bench.put(Input::Ready);
+        prop_assert_eq!(bench.machine.state(), ServiceState::Ready);
+        prop_assert_eq!(cut_short, (0..4).find(|times| need <= (180 << times) * SECOND).unwrap());
+        // One that was up and well has the time that it was given, again.
+        bench.now += policy.backoff.reset_after;
+        bench.crash(Exit::Code(1), Verdict::Restart);
+        prop_assert_eq!(bench.machine.due(), Some(bench.now + 180 * SECOND));
     }
 
     /// However it ends, no more unasked launches are made in the window than make a crash loop, but for the slow ones.
