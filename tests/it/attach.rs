@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::support::{
     PATIENCE,
-    container::{Container, Disk, TOKEN, commit, stand_in, with_gateway},
+    container::{self, Container, Disk, TOKEN, commit, stand_in, with_gateway},
     eventually, free_port, http, process,
     s3::S3,
 };
@@ -29,6 +29,11 @@ impl Script {
         Script(script.unwrap())
     }
 
+    /// Its exit code, when it has ended by itself.
+    fn end(&mut self) -> Option<i32> {
+        eventually("the end of the script", PATIENCE, || self.0.try_wait().unwrap()).code()
+    }
+
     pub fn is_there(&mut self) -> bool {
         self.0.try_wait().unwrap().is_none()
     }
@@ -36,7 +41,7 @@ impl Script {
     /// SIGTERM, and its exit code.
     fn stop(mut self) -> Option<i32> {
         kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).unwrap();
-        eventually("the end of the script", PATIENCE, || self.0.try_wait().unwrap()).code()
+        self.end()
     }
 }
 
@@ -74,8 +79,39 @@ fn a_script_lives_as_long_as_its_service() {
             .then_some(())
     });
     assert!(script.is_there(), "a restart is not its end");
-    assert!(script.stop().is_some());
+    assert_eq!(script.stop(), Some(143), "as a shell has it of what SIGTERM has ended");
     assert_eq!(gateway(&container)["state"], "stopped");
+}
+
+/// Each time it is attached to, the service is started again, and ends as it is told to.
+#[test]
+fn the_exit_code_of_a_script_is_that_of_its_service() {
+    let disk = Disk::new();
+    let end = disk.path("end");
+    let command = format!(r#"["sh", "-c", ". {}"]"#, end.display());
+    let env = container::gateway(&disk, r#"["sleep", "100000"]"#, "");
+    let file = disk.path("moltinit.toml");
+    let services = fs::read_to_string(&file).unwrap();
+    let job = format!("[[service]]\nname = \"job\"\ncommand = {command}\nrestart = \"never\"\n");
+    fs::write(&file, services + &job).unwrap();
+    fs::write(&end, "exit 5").unwrap();
+    let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let container = Container::start(&disk, &disk.path("store"), &env, &["run"]);
+    container.wait_for("/healthz", PATIENCE);
+    let stopped = || container.status()["services"]["job"]["state"] == "stopped";
+    for (says, code) in [
+        ("exit 7", 7),
+        ("exit 0", 0),
+        ("kill -KILL $$", 137),
+        ("kill -USR1 $$", 138),
+    ] {
+        eventually(format_args!("its rest; log: {container}"), PATIENCE, || {
+            stopped().then_some(())
+        });
+        fs::write(&end, says).unwrap();
+        let mut script = Script(disk.command(&["attach", "job"]).spawn().unwrap());
+        assert_eq!(script.end(), Some(code), "{says}; log: {container}");
+    }
 }
 
 #[test]
@@ -111,8 +147,7 @@ fn who_attaches_from_a_bare_shell_takes_nothing_away() {
         started_with("BROUGHT=along").then_some(())
     });
     let mut bad = Script::start(&disk, &[("ANTHROPIC_API_KEY", "with a space")]);
-    let ended = eventually("the end of the script", PATIENCE, || bad.0.try_wait().unwrap());
-    assert_eq!(ended.code(), Some(78));
+    assert_eq!(bad.end(), Some(78));
     for kept in [
         "ANTHROPIC_API_KEY=anthropic-0123456789".to_owned(),
         "OPENROUTER_API_KEY=openrouter-0123456789".to_owned(),
@@ -211,7 +246,7 @@ fn a_script_brings_all_that_pid_1_was_not_given() {
     });
     assert_ne!(services()["gateway"]["pid"], before);
     drop((first, same));
-    assert!(second.stop().is_some());
+    assert_eq!(second.stop(), Some(143));
     assert_eq!(services()["gateway"]["state"], "stopped");
     for (name, value) in &brought {
         let told = name.starts_with("WORKER");

@@ -13,7 +13,7 @@ use nix::{
 
 use crate::support::{
     MOLTINIT, PATIENCE, compile,
-    container::{Disk, TOKEN, with_gateway},
+    container::{Container, Disk, TOKEN, with_gateway},
     eventually, free_port, http, process,
 };
 
@@ -49,6 +49,66 @@ fn a_service_is_heard_measured_and_ranked() {
     eventually("the kernel's choice", PATIENCE, || {
         let scores = [container.init.as_raw(), main, child].map(score);
         (scores[0] < scores[1] && scores[1] < scores[2]).then_some(())
+    });
+}
+
+/// Who has the gateway's port is named, and ended only where nobody else's business is.
+#[test]
+fn whoever_holds_the_gateways_port_is_named() {
+    const LISTEN: &str = "import socket, time\n\
+        s = socket.create_server((\"127.0.0.1\", int(__import__(\"sys\").argv[1])))\nprint(\"listening\", flush=True)\ntime.sleep(1e5)";
+    let disk = Disk::new();
+    let (script, file) = (disk.path("listen.py"), disk.path("moltinit.toml"));
+    fs::write(&script, LISTEN).unwrap();
+    let (others, left) = (free_port(), free_port());
+    let listen = |port: u16| format!("python3 {} {port}", script.display());
+    // What has left the service's tree without a trace is what a process looks like that an earlier supervisor has left.
+    let leaves = format!("(setsid env -i PATH=$PATH {} &); exec sleep 100000", listen(left));
+    let service = |name: &str, command: &str, port: u16, more: &str| {
+        let command = serde_json::json!(["sh", "-c", command]);
+        format!("[[service]]\nname = {name:?}\ncommand = {command}\nready = {{ tcp = \"127.0.0.1:{port}\" }}\n{more}\n")
+    };
+    let text = [
+        service("other", &format!("exec {}", listen(others)), others, "after = []"),
+        service("leaver", &leaves, left, "after = []"),
+        service(
+            "gateway",
+            &format!("exec {}", listen(left)),
+            left,
+            "after = [\"store\", \"leaver\"]\nlive = { command = [\"true\"] }",
+        ),
+        service(
+            "second",
+            &format!("exec {}", listen(others)),
+            others,
+            "after = [\"other\"]",
+        ),
+    ];
+    fs::write(&file, text.concat()).unwrap();
+    let env = [("MOLTINIT_CONFIG", file.to_str().unwrap())];
+    let container = Container::start(&disk, &disk.path("store"), &env, &["run"]);
+    for (service, port, why) in [
+        ("gateway", left, ", left from before; ending it"),
+        ("second", others, " of other, which is not this service's to end"),
+    ] {
+        let said = eventually(format_args!("{service}; log: {container}"), PATIENCE, || {
+            let log = container.log();
+            let mut lines = log
+                .lines()
+                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            let held = format!("port {port} is held by python3 (");
+            lines.find(|line| {
+                let message = line["message"].as_str().unwrap_or_default();
+                line["service"] == service && message.starts_with(&held) && message.ends_with(why)
+            })
+        });
+        assert_eq!(said["level"], "WARN", "{said}");
+    }
+    container.wait_for("/healthz", PATIENCE);
+    let services = container.status()["services"].clone();
+    assert_eq!(services["other"]["restarts"], 0, "{services}");
+    eventually(format_args!("the gateway; log: {container}"), PATIENCE, || {
+        (container.status()["services"]["gateway"]["state"] == "ready").then_some(())
     });
 }
 
