@@ -199,5 +199,9 @@ fn ten_thousand_orphans_are_reaped() {
         || fs::read_to_string(&counted).ok(),
     );
     assert_eq!(counted.trim(), "0 are left");
-    assert_eq!(container.status()["services"]["gateway"]["restarts"], 0);
+    assert_eq!(
+        container.status()["services"]["gateway"]["restarts"],
+        0,
+        "log: {container}"
+    );
 }
