@@ -13,7 +13,7 @@ use nix::{
 
 use crate::support::{
     MOLTINIT, PATIENCE, compile,
-    container::{Container, Disk, TOKEN, with_gateway},
+    container::{Container, Disk, TOKEN, gateway, with_gateway},
     eventually, free_port, http, process,
 };
 
@@ -191,8 +191,11 @@ fn ten_thousand_orphans_are_reaped() {
         "{} 10000 >{counted:?}.new; mv {counted:?}.new {counted:?}; exec sleep 100000",
         program.display()
     );
-    let gateway = serde_json::json!(["sh", "-c", script]).to_string();
-    let container = with_gateway(&disk, &disk.path("store"), &gateway);
+    let command = serde_json::json!(["sh", "-c", script]).to_string();
+    // All of them together are more memory than a gateway may take by default, for which it would be started again.
+    let gateway = gateway(&disk, &command, "memory_max = \"1024GiB\"");
+    let env: Vec<(&str, &str)> = gateway.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    let container = Container::start(&disk, &disk.path("store"), &env, &["run"]);
     let counted = eventually(
         format_args!("the last to be reaped; log: {container}"),
         2 * PATIENCE,
