@@ -8,6 +8,7 @@
 //!                                                      where a dial launches a browser: one for all -> hub -> upstream
 //! ```
 //!
+//! * `below`: sessions that were opened in sessions.
 //! * [`bridge`]: what a client needs and moltworker's shim lacks.
 //! * [`guard`]: who may come in.
 //! * [`discovery`]: `/json/version` and its kin.
@@ -18,6 +19,7 @@
 //! * [`skill`]: scripts for the agent that use the port, kept up to date in its workspace.
 //! * [`upstream`]: which browser, how it is dialled, and what its refusals mean; `version`: what it says of itself.
 
+mod below;
 mod bridge;
 mod discovery;
 mod frame;

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use serde_json::{Map, Value, json};
 
 use self::targets::Target;
+use crate::browser::below::with_all_below;
 
 const AGENT: &str = include_str!("agent.js");
 /// The one browser context there is.
@@ -255,11 +256,10 @@ impl Bridge {
 
     /// Ends a session, and all that were opened in it.
     fn detach(&mut self, name: &str) {
-        self.sessions.remove(name);
-        let is_below = |session: &Session| session.parent.as_deref() == Some(name);
-        let below = self.sessions.iter().filter(|(_, session)| is_below(session));
-        for name in below.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
-            self.detach(&name);
+        let sessions = self.sessions.iter();
+        let parents = sessions.map(|(name, session)| (name.as_str(), session.parent.as_deref()));
+        for gone in with_all_below(name, parents) {
+            self.sessions.remove(&gone);
         }
     }
 

@@ -221,17 +221,39 @@ fn puppeteer_comes_to_pages_by_their_tabs() {
     );
 }
 
+/// A session of the browser's.
+fn opened(bridge: &mut Bridge, id: u64, parent: Option<&str>) -> String {
+    let outs = say(bridge, id, parent, "Target.attachToBrowserTarget", json!({}));
+    let [Out::Client(answer)] = &outs[..] else {
+        panic!("{outs:?}")
+    };
+    answer["result"]["sessionId"].as_str().unwrap().to_owned()
+}
+
+/// However deep: a client that opens one session in the other is not to end PID 1.
+#[test]
+fn a_session_takes_along_all_that_were_opened_in_it() {
+    let mut bridge = greeted();
+    let stays = opened(&mut bridge, 1, None);
+    let first = opened(&mut bridge, 2, None);
+    let mut last = first.clone();
+    for id in 0..100_000 {
+        last = opened(&mut bridge, 3 + id, Some(&last));
+    }
+    say(
+        &mut bridge,
+        200_000,
+        None,
+        "Target.detachFromTarget",
+        json!({ "sessionId": first }),
+    );
+    assert_eq!(bridge.sessions.keys().collect::<Vec<_>>(), [&stays]);
+}
+
 #[test]
 fn each_session_of_the_browser_is_told_what_it_wants_to_know() {
     let mut bridge = greeted();
-    let open = |bridge: &mut Bridge, id| {
-        let outs = say(bridge, id, None, "Target.attachToBrowserTarget", json!({}));
-        let [Out::Client(answer)] = &outs[..] else {
-            panic!("{outs:?}")
-        };
-        answer["result"]["sessionId"].as_str().unwrap().to_owned()
-    };
-    let (discovers, attaches) = (open(&mut bridge, 1), open(&mut bridge, 2));
+    let (discovers, attaches) = (opened(&mut bridge, 1, None), opened(&mut bridge, 2, None));
     say(
         &mut bridge,
         3,

@@ -4,12 +4,12 @@
 //! know of it: what it says to the connection goes to that session, and what that session says comes to it as the
 //! connection's. Sessions that open below a client's are that client's, and nobody else's.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value, json};
 
 use super::envelope::Envelope;
-use crate::browser::upstream::PLATFORM_MAX;
+use crate::browser::{below::with_all_below, upstream::PLATFORM_MAX};
 
 /// What becomes of a message.
 #[derive(Debug, Clone, PartialEq)]
@@ -239,21 +239,10 @@ impl Core {
         let Some(closed) = self.sessions.remove(name) else {
             return Vec::new();
         };
-        let mut gone = BTreeSet::from([name.to_owned()]);
-        loop {
-            let is_below = |session: &Session| session.parent.as_ref().is_some_and(|parent| gone.contains(parent));
-            let below: Vec<String> = self
-                .sessions
-                .iter()
-                .filter(|(_, session)| is_below(session))
-                .map(|(name, _)| name.clone())
-                .collect();
-            if below.is_empty() {
-                break;
-            }
-            self.sessions.retain(|name, _| !below.contains(name));
-            gone.extend(below);
-        }
+        let sessions = self.sessions.iter();
+        let parents = sessions.map(|(name, session)| (name.as_str(), session.parent.as_deref()));
+        let gone = with_all_below(name, parents);
+        self.sessions.retain(|name, _| !gone.contains(name));
         // Nothing answers any more.
         let waits_in_vain = |asked: &Asked| matches!(asked, Asked::Client(command) if command.session.as_ref().is_some_and(|session| gone.contains(session)));
         self.asked.retain(|_, asked| !waits_in_vain(asked));
