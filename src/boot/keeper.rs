@@ -70,6 +70,17 @@ pub struct Lost {
     pub store: bool,
 }
 
+impl Lost {
+    /// Nothing was committed, and what has changed has no names.
+    fn all(why: impl Into<String>, store: bool) -> Lost {
+        Lost {
+            paths: 1,
+            why: why.into(),
+            store,
+        }
+    }
+}
+
 impl Keeper {
     /// Begins to bring the state back once the store's place is known. The gateway is let go when it is.
     pub fn start(
@@ -234,11 +245,8 @@ async fn keep(
     gateway.settle().await;
     if early.is_none() {
         // Whatever the gateway does from here on is in no snapshot until there is a store.
-        stage.send_replace(Stage::Uncommitted(Lost {
-            paths: 1,
-            why: "there has been no store since the start".into(),
-            store: true,
-        }));
+        let lost = Lost::all("there has been no store since the start", true);
+        stage.send_replace(Stage::Uncommitted(lost));
         events.emit(Event::SnapshotPending {
             paths: 1,
             oldest_ms: 0,
@@ -262,11 +270,7 @@ async fn keep(
             Ok(engine) => drop(stage.send_replace(Stage::Running(Running { engine, history }))),
             Err(error) => {
                 tracing::error!(%error, "changes cannot be committed");
-                stage.send_replace(Stage::Uncommitted(Lost {
-                    paths: 1,
-                    why: error.to_string(),
-                    store: false,
-                }));
+                stage.send_replace(Stage::Uncommitted(Lost::all(error.to_string(), false)));
             }
         }
     };
@@ -288,11 +292,8 @@ async fn keep(
             Ok(found) => start(found),
             Err(_) => {
                 panicked(&events, "nothing is committed");
-                stage.send_replace(Stage::Uncommitted(Lost {
-                    paths: 1,
-                    why: "the restore ended in a panic".into(),
-                    store: false,
-                }));
+                let lost = Lost::all("the restore ended in a panic", false);
+                stage.send_replace(Stage::Uncommitted(lost));
             }
         }
     }

@@ -54,6 +54,10 @@ pub async fn answer(
                 json!("Using unsafe HTTP verb GET to invoke /json/new. This action supports only PUT verb."),
             );
         }
+        // Without discovery upstream there are no targets to name before somebody connects, and asking would launch.
+        "/json" | "/json/list" if shared.hub.is_none() && !upstream.has_discovery() => {
+            return (StatusCode::OK, json!([]));
+        }
         "/json" | "/json/list" => LISTED,
         "/json/protocol" | "/json/new" => DONE,
         _ if path.starts_with("/json/activate/") || path.starts_with("/json/close/") => DONE,
@@ -63,9 +67,6 @@ pub async fn answer(
         return hub::answer(hub, path, query.as_deref(), here, within).await;
     }
     if !upstream.has_discovery() {
-        if within == LISTED {
-            return (StatusCode::OK, json!([]));
-        }
         let why = "This browser has no discovery: connect to its WebSocket and use Target.createTarget";
         return (StatusCode::NOT_IMPLEMENTED, json!(why));
     }

@@ -32,8 +32,8 @@ use tokio_tungstenite::{
 
 use crate::support::{
     PATIENCE,
-    browser::{Chromium, Worker, port},
-    container::{Disk, with_gateway_and},
+    browser::{Chromium, Worker, behind_a_worker, port},
+    container::Disk,
     eventually, free_port, http,
 };
 
@@ -618,13 +618,7 @@ fn the_status_says_what_becomes_of_the_browser() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let worker = runtime.block_on(answers("HTTP/1.1 403 Forbidden"));
     let disk = Disk::new();
-    let env = [
-        ("WORKER_URL", worker.as_str()),
-        ("CDP_SECRET", "s3cret-canary"),
-        ("MOLTINIT_CDP_ADDR", &addr),
-    ];
-    let container = with_gateway_and(&disk, &disk.path("store"), r#"["sleep", "100000"]"#, &env);
-    container.wait_for("/readyz", PATIENCE);
+    let container = behind_a_worker(&disk, &worker, &addr);
     let until = |state: &str| {
         eventually(format_args!("{state}; log: {container}"), PATIENCE, || {
             let browser = container.status()["browser"].clone();

@@ -32,8 +32,8 @@ use crate::{
     browser::{Client, a_page, closed, command, connect, drive, next, soon},
     support::{
         PATIENCE,
-        browser::{Chromium, Worker, port},
-        container::{Disk, with_gateway_and},
+        browser::{Chromium, Worker, behind_a_worker, port},
+        container::Disk,
         eventually, free_port, http, process,
     },
 };
@@ -112,6 +112,17 @@ async fn listed(port: u16) -> Vec<Value> {
         .clone()
 }
 
+/// A page's entry in the list.
+async fn entry(port: u16, page: &Value) -> Value {
+    let found = listed(port).await.into_iter().find(|found| found["id"] == *page);
+    found.expect("the page is listed")
+}
+
+async fn close(port: u16, page: &Value) {
+    let answer = asked("GET", port, format!("/json/close/{}", page.as_str().unwrap())).await;
+    assert_eq!(answer.status, 200);
+}
+
 /// How often a browser was connected to since the last look.
 fn connects(said: &mut UnboundedReceiver<Event>) -> usize {
     let mut count = 0;
@@ -149,11 +160,7 @@ async fn clients_behind_a_worker_share_one_browser() {
             .len(),
         2
     );
-    let found = listed(port).await;
-    let found = found
-        .iter()
-        .find(|found| found["id"] == page)
-        .expect("the page is listed");
+    let found = entry(port, &page).await;
     let session = one.attach(&page).await;
     // What is not one's own cannot be reached, nor seen.
     let refused = other.ask("Page.enable", json!({}), Some(&session)).await;
@@ -180,12 +187,7 @@ async fn clients_behind_a_worker_share_one_browser() {
     one.socket.close(None).await.unwrap();
     closed_by_peer(&mut one.socket).await;
     assert_eq!(other.evaluate("mark", Some(&theirs)).await, "made by one");
-    assert_eq!(
-        asked("GET", port, format!("/json/close/{}", page.as_str().unwrap()))
-            .await
-            .status,
-        200
-    );
+    close(port, &page).await;
     assert_eq!(closed(&mut third.socket).await.code, CloseCode::Normal);
     assert_eq!(connects(&mut said), 1, "one browser for all of this");
 }
@@ -345,22 +347,13 @@ async fn clients_behind_moltworkers_shim_share_one_browser_too() {
     assert!(methods(&other).contains(&"Target.targetCreated".to_owned()));
     assert!(!methods(&other).contains(&"Runtime.executionContextCreated".to_owned()));
     // A page's own address, and discovery.
-    let found = listed(port).await;
-    let found = found
-        .iter()
-        .find(|found| found["id"] == page)
-        .expect("the page is listed");
+    let found = entry(port, &page).await;
     let url = found["webSocketDebuggerUrl"].as_str().unwrap();
     let mut third = Tab::new(connect_async(url).await.unwrap().0);
     assert_eq!(third.evaluate("mark", None).await, "made by one");
     drop(one);
     assert_eq!(other.evaluate("mark", Some(&theirs)).await, "made by one");
-    assert_eq!(
-        asked("GET", port, format!("/json/close/{}", page.as_str().unwrap()))
-            .await
-            .status,
-        200
-    );
+    close(port, &page).await;
     closed(&mut third.socket).await;
     assert_eq!(connects(&mut said), 1, "one browser for all of this");
 }
@@ -534,13 +527,7 @@ fn one_stalled_reader_costs_little_and_stalls_nobody_for_long() {
     let (worker, _goodbyes, dials, said) = runtime.block_on(browser());
     let (disk, cdp) = (Disk::new(), free_port());
     let addr = format!("127.0.0.1:{cdp}");
-    let env = [
-        ("WORKER_URL", worker.as_str()),
-        ("CDP_SECRET", "s3cret-canary"),
-        ("MOLTINIT_CDP_ADDR", &addr),
-    ];
-    let container = with_gateway_and(&disk, &disk.path("store"), r#"["sleep", "100000"]"#, &env);
-    container.wait_for("/readyz", PATIENCE);
+    let container = behind_a_worker(&disk, &worker, &addr);
     eventually("the port", PATIENCE, || {
         http::request("GET", cdp, "/json/version", None, "").ok()
     });

@@ -31,10 +31,7 @@ fn a_service_is_heard_measured_and_ranked() {
     container.wait_for("/readyz", PATIENCE);
     for stream in ["stdout", "stderr"] {
         let line = eventually(format_args!("{stream}; log: {container}"), PATIENCE, || {
-            let log = container.log();
-            let mut lines = log
-                .lines()
-                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            let mut lines = container.records().into_iter();
             lines.find(|line| line["message"] == format!("to {stream}").as_str())
         });
         assert_eq!((&line["service"], &line["stream"]), (&"gateway".into(), &stream.into()));
@@ -92,10 +89,7 @@ fn whoever_holds_the_gateways_port_is_named() {
         ("second", others, " of other, which is not this service's to end"),
     ] {
         let said = eventually(format_args!("{service}; log: {container}"), PATIENCE, || {
-            let log = container.log();
-            let mut lines = log
-                .lines()
-                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            let mut lines = container.records().into_iter();
             let held = format!("port {port} is held by python3 (");
             lines.find(|line| {
                 let message = line["message"].as_str().unwrap_or_default();

@@ -14,7 +14,11 @@ use moltinit::{
 };
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::{PATIENCE, eventually};
+use super::{
+    PATIENCE,
+    container::{Container, Disk, with_gateway_and},
+    eventually,
+};
 
 /// A browser port on `upstream`, and what it says happened.
 pub async fn port(upstream: &str, env: &[(&str, &str)]) -> (u16, UnboundedReceiver<Event>) {
@@ -32,6 +36,18 @@ pub async fn port(upstream: &str, env: &[(&str, &str)]) -> (u16, UnboundedReceiv
         .unwrap();
     assert!(matches!(said.recv().await, Some(Event::BrowserOffered { .. })));
     (addr.port(), said)
+}
+
+/// A container whose browser port is at `addr`, and whose browser is behind a Worker with the secret `s3cret-canary`.
+pub fn behind_a_worker(disk: &Disk, worker: &str, addr: &str) -> Container {
+    let env = [
+        ("WORKER_URL", worker),
+        ("CDP_SECRET", "s3cret-canary"),
+        ("MOLTINIT_CDP_ADDR", addr),
+    ];
+    let container = with_gateway_and(disk, &disk.path("store"), r#"["sleep", "100000"]"#, &env);
+    container.wait_for("/readyz", PATIENCE);
+    container
 }
 
 pub struct Chromium {

@@ -145,6 +145,12 @@ impl Container {
         String::from_utf8_lossy(&text).into_owned()
     }
 
+    /// The lines of its log that are records.
+    pub fn records(&self) -> Vec<serde_json::Value> {
+        let log = self.log();
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
     /// Waits until a probe answers 200.
     ///
     /// # Panics
