@@ -2,6 +2,7 @@
 //! its token, to a real Chromium elsewhere.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Write},
     net::TcpListener,
     process::Command,
@@ -26,8 +27,8 @@ fn site() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     thread::spawn(move || {
-        const PAGE: &str =
-            "<title>A page</title><h1>hello</h1><button onclick=\"document.title='Pressed'\">Press</button>";
+        const PAGE: &str = "<title>A page</title><h1>hello</h1><input aria-label='Name'>\
+            <button onclick=\"document.title='Pressed by ' + document.querySelector('input').value\">Press</button>";
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
             let head = BufReader::new(&stream)
@@ -48,13 +49,20 @@ fn site() -> String {
 /// For one command of the tool, on a machine that may be busy. It is there to end one that hangs.
 const COMMAND: &str = "120";
 
+/// The reference by which the snapshot knows the element of that name.
+fn called(snapshot: &Value, name: &str) -> String {
+    let refs = snapshot["refs"].as_object().unwrap_or_else(|| panic!("{snapshot}"));
+    let found = refs.iter().find(|(_, element)| element["name"] == name);
+    found.unwrap_or_else(|| panic!("{name}: {snapshot}")).0.clone()
+}
+
 /// The real gateway opens a page by its tool, reads it, presses a button, and takes a picture.
 fn the_tool_drives(env_of_browser: &[(&str, &str)]) {
     let (gateway, disk) = (Gateway::latest(), Disk::new());
     // The page is on this machine, which the tool keeps away from otherwise.
     let config = json!({ "browser": { "ssrfPolicy": { "dangerouslyAllowPrivateNetwork": true } } });
-    std::fs::create_dir_all(disk.state()).unwrap();
-    std::fs::write(disk.state().join("openclaw.json"), config.to_string()).unwrap();
+    fs::create_dir_all(disk.state()).unwrap();
+    fs::write(disk.state().join("openclaw.json"), config.to_string()).unwrap();
     let mut env = gateway.environment(&disk);
     let cdp = format!("127.0.0.1:{}", free_port());
     let of_port = [
@@ -91,17 +99,28 @@ fn the_tool_drives(env_of_browser: &[(&str, &str)]) {
         );
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {output:?}"))
     };
-    tool(&["open", &site()]);
-    let seen = tool(&["snapshot"]).to_string();
-    assert!(seen.contains("hello") && seen.contains("Press"), "{seen}");
-    let title = tool(&[
-        "evaluate",
-        "--fn",
-        "() => { document.querySelector('button').click(); return document.title; }",
-    ]);
-    assert!(title.to_string().contains("Pressed"), "{title}");
-    let shot = tool(&["screenshot"]).to_string();
-    assert!(shot.contains(".png") || shot.contains(".jpg"), "{shot}");
+    let site = site();
+    tool(&["open", &site]);
+    let seen = tool(&["snapshot"]);
+    assert!(seen.to_string().contains("hello"), "{seen}");
+    tool(&["type", &called(&seen, "Name"), "two words"]);
+    tool(&["click", &called(&seen, "Press")]);
+    let title = tool(&["evaluate", "--fn", "() => document.title"]);
+    assert_eq!(title["result"], "Pressed by two words");
+    let shot = tool(&["screenshot"]);
+    let begins = |said: &Value, with: &[u8]| fs::read(said["path"].as_str().unwrap()).unwrap().starts_with(with);
+    assert!(begins(&shot, b"\x89PNG") || begins(&shot, b"\xff\xd8"), "{shot}");
+    assert!(begins(&tool(&["pdf"]), b"%PDF"));
+    let tabs = || {
+        let tabs = tool(&["tabs"])["tabs"].as_array().unwrap().clone();
+        tabs.into_iter()
+            .filter(|tab| tab["url"] == site.as_str())
+            .collect::<Vec<_>>()
+    };
+    let other = tool(&["open", &site]);
+    assert_eq!(tabs().len(), 2);
+    tool(&["close", other["targetId"].as_str().unwrap()]);
+    assert_eq!(tabs().len(), 1, "{:?}", tabs());
     assert_eq!(
         event(&container, "browser.connected")["upstream"],
         container.status()["browser"]["upstream"]
@@ -120,4 +139,11 @@ fn the_gateways_browser_tool_works_through_a_worker() {
     let chromium = Chromium::start();
     let worker = Worker::relay(&chromium, None);
     the_tool_drives(&[("WORKER_URL", &worker.url), ("CDP_SECRET", "relay-secret")]);
+}
+
+#[test]
+fn the_gateways_browser_tool_works_through_moltworkers_shim() {
+    let chromium = Chromium::start();
+    let shim = Worker::shim(&chromium);
+    the_tool_drives(&[("WORKER_URL", &shim.url), ("CDP_SECRET", "shim-secret")]);
 }

@@ -29,6 +29,7 @@ async function serve(shim) {
   browser.addEventListener("close", () => shim.close(1011, "the browser is gone"));
   browser.addEventListener("message", ({ data }) => {
     const message = JSON.parse(data);
+    if (message.method === "Fetch.requestPaused") return pause(message);
     if (message.id) return calls.get(message.id)?.(message), calls.delete(message.id);
     for (const wait of waits) if (wait.method === message.method && wait.session === message.sessionId) wait.done();
   });
@@ -36,23 +37,30 @@ async function serve(shim) {
     calls.set(next, ({ result, error }) => (error ? failed(new Error(error.message)) : done(result)));
     browser.send(JSON.stringify({ id: next++, method, params, sessionId }));
   });
+  const pause = ({ sessionId, params: { requestId, request, resourceType } }) => {
+    const id = crypto.randomUUID();
+    paused.set(id, { requestId, sessionId });
+    say({ method: "Fetch.requestPaused", params: { requestId: id, request, frameId: first, resourceType: resourceType.toLowerCase() } });
+  };
   const event = (method, session) => new Promise((done) => {
     const wait = { method, session, done: () => (waits.delete(wait), done()) };
     waits.add(wait);
   });
   const say = (message) => shim.send(JSON.stringify(message));
-  const pages = new Map();
-  const open = async () => {
+  const pages = new Map(), paused = new Map();
+  const open = async (url) => {
     const { targetId: inner } = await send("Target.createTarget", { url: "about:blank" });
     const { sessionId } = await send("Target.attachToTarget", { targetId: inner, flatten: true });
     await send("Page.enable", {}, sessionId);
     const targetId = crypto.randomUUID();
-    pages.set(targetId, { inner, sessionId, x: 0, y: 0 });
-    say({ method: "Target.targetCreated", params: { targetInfo: { targetId, type: "page", title: "", url: "about:blank", attached: true } } });
+    const page = { inner, sessionId, x: 0, y: 0 };
+    pages.set(targetId, page);
+    // Whoever asks for a page waits until it has loaded.
+    if (url !== "about:blank") await goto(page, url);
+    const [title, at] = await Promise.all(["document.title", "location.href"].map((expression) => evaluate(page, expression)));
+    say({ method: "Target.targetCreated", params: { targetInfo: { targetId, type: "page", title, url: at, attached: true } } });
     return targetId;
   };
-  shim.addEventListener("close", () => { for (const page of pages.values()) send("Target.closeTarget", { targetId: page.inner }).catch(() => {}); });
-  const first = await open();
   const evaluate = async (page, expression) => {
     const { result, exceptionDetails } = await send("Runtime.evaluate", { expression, returnByValue: true, awaitPromise: true }, page.sessionId);
     if (exceptionDetails) throw new Error(exceptionDetails.exception?.description ?? exceptionDetails.text);
@@ -64,11 +72,13 @@ async function serve(shim) {
     if (errorText) throw new Error(errorText + " at " + url);
     await loaded;
   };
+  shim.addEventListener("close", () => { for (const page of pages.values()) send("Target.closeTarget", { targetId: page.inner }).catch(() => {}); });
+  const first = await open("about:blank");
   const handle = async (method, params) => {
     const page = pages.get(params.targetId ?? first);
     const to = (method, params) => send(method, params, page.sessionId);
     switch (method) {
-      case "Target.createTarget": return { targetId: await open() };
+      case "Target.createTarget": return { targetId: await open(params.url || "about:blank") };
       case "Target.closeTarget":
         await send("Target.closeTarget", { targetId: page.inner });
         pages.delete(params.targetId);
@@ -106,6 +116,17 @@ async function serve(shim) {
       case "Emulation.setDeviceMetricsOverride":
         await to(method, { width: params.width, height: params.height, deviceScaleFactor: 1, mobile: false });
         return {};
+      case "Fetch.enable":
+        if (page.intercepts) throw new Error("stopped twice: each of its requests would be judged twice");
+        page.intercepts = true;
+        return to(method, {});
+      case "Fetch.continueRequest": case "Fetch.fulfillRequest": case "Fetch.failRequest": {
+        const found = paused.get(params.requestId);
+        if (!page || !found) throw new Error("Request not found: " + params.requestId);
+        paused.delete(params.requestId);
+        const { targetId, ...given } = params;
+        return send(method, { ...given, requestId: found.requestId }, found.sessionId);
+      }
       default: throw new Error("Unknown " + method.split(".")[0] + " method: " + method.split(".")[1]);
     }
   };

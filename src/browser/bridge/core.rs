@@ -2,13 +2,17 @@
 
 mod answers;
 mod commands;
+mod fetch;
 mod targets;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::{Map, Value, json};
 
-use self::targets::Target;
+use self::{
+    fetch::{Judged, Paused},
+    targets::Target,
+};
 use crate::browser::below::with_all_below;
 
 const AGENT: &str = include_str!("agent.js");
@@ -44,6 +48,8 @@ enum Of {
         target: String,
         has_runtime: bool,
         worlds: Vec<String>,
+        /// It is asked before each request.
+        intercepts: bool,
     },
 }
 
@@ -79,6 +85,10 @@ enum Asked {
     Arrived(Reply, String),
     /// A PDF that is wanted as a stream.
     Stream(Reply),
+    /// Whether a page's requests are stopped.
+    Intercept(Reply, String),
+    /// What is to become of a request.
+    Judged(Reply, Judged),
     Nothing,
 }
 
@@ -124,6 +134,8 @@ pub struct Bridge {
     sessions: BTreeMap<String, Session>,
     asked: HashMap<u64, Asked>,
     streams: BTreeMap<String, String>,
+    /// Requests that wait for a client's word.
+    paused: BTreeMap<String, Paused>,
     counter: u64,
     /// The connection's own.
     interest: Interest,
@@ -174,6 +186,7 @@ impl Bridge {
                 let id = message["params"]["targetId"].as_str().unwrap_or_default().to_owned();
                 return self.destroyed(&id);
             }
+            Some("Fetch.requestPaused") => return self.paused(&message["params"]),
             // Its other events name the wrong frame, and are made up here.
             Some(_) => return Vec::new(),
             None => {}
@@ -190,7 +203,7 @@ impl Bridge {
         let busy: Vec<&String> = self.asked.values().filter_map(Asked::in_page).collect();
         let due = |(id, target): &(&String, &Target)| target.is_due(busy.contains(id));
         let due: Vec<String> = self.targets.iter().filter(due).map(|(id, _)| id.clone()).collect();
-        let mut outs = Vec::new();
+        let mut outs = self.release();
         for id in due {
             if let Some(target) = self.targets.get_mut(&id) {
                 target.look();
@@ -239,6 +252,7 @@ impl Bridge {
                 target: id.to_owned(),
                 has_runtime: false,
                 worlds: Vec::new(),
+                intercepts: false,
             },
         };
         let session = self.open(of, parent);

@@ -6,8 +6,9 @@
 //! of that. So sessions and contexts are kept here ([`core`]), objects in the page (`agent.js`, run by
 //! `Runtime.evaluate`, which the shim has), and events are made of what the page says of itself.
 //!
-//! What cannot be had: isolated worlds (all contexts are the page's own), frames inside a page, network events, request
-//! interception, downloads, and contexts of their own (`newContext`).
+//! What cannot be had: isolated worlds (all contexts are the page's own), frames inside a page, what the network answers,
+//! downloads, and contexts of their own (`newContext`). A request can be intercepted; where several pages have theirs
+//! intercepted at once, the shim does not say whose it is, and the client of the first of them is asked.
 
 mod core;
 

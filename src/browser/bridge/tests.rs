@@ -338,17 +338,102 @@ fn what_is_attached_to_is_not_attached_to_again() {
 fn what_cannot_be_had_is_not_feigned() {
     let mut bridge = greeted();
     let session = attached(&mut bridge);
-    for (method, session) in [
-        ("Runtime.addBinding", Some(session.as_str())),
-        ("Fetch.enable", Some(&session)),
-        ("Fetch.enable", None),
-    ] {
+    for (method, session) in [("Runtime.addBinding", Some(session.as_str())), ("Fetch.enable", None)] {
         let outs = say(&mut bridge, 5, session, method, json!({}));
         assert!(
             matches!(&outs[..], [Out::Client(answer)] if answer["error"]["message"].is_string()),
             "{method}: {outs:?}"
         );
     }
+}
+
+fn stopped(bridge: &mut Bridge, id: &str) -> Vec<Out> {
+    let params = json!({ "requestId": id, "request": { "url": "https://a.example/", "method": "GET", "headers": {} }, "frameId": "T", "resourceType": "document" });
+    bridge.shim_says(&json!({ "method": "Fetch.requestPaused", "params": params }).to_string())
+}
+
+fn answer(bridge: &mut Bridge, outs: &[Out], body: (&str, Value)) -> Vec<Out> {
+    let id = asked(outs)["id"].clone();
+    bridge.shim_says(&json!({ "id": id, body.0: body.1 }).to_string())
+}
+
+#[test]
+fn requests_wait_for_the_client_that_wants_to_see_them() {
+    let mut bridge = greeted();
+    let session = attached(&mut bridge);
+    let session = Some(session.as_str());
+    let enable = |bridge: &mut Bridge| say(bridge, 5, session, "Fetch.enable", json!({ "patterns": [{}] }));
+    // A shim that cannot is not taken for one that does.
+    for _ in 0..2 {
+        let outs = enable(&mut bridge);
+        let told = answer(
+            &mut bridge,
+            &outs,
+            ("error", json!({ "message": "Unknown domain: Fetch" })),
+        );
+        assert!(matches!(&told[..], [Out::Client(told)] if told["error"].is_object()));
+    }
+    let outs = enable(&mut bridge);
+    assert_eq!(asked(&outs)["params"], json!({ "targetId": "T" }));
+    answer(&mut bridge, &outs, ("result", json!({})));
+    let told = stopped(&mut bridge, "R");
+    assert_eq!(methods(&told), ["Network.requestWillBeSent", "Fetch.requestPaused"]);
+    let [Out::Client(sent), Out::Client(paused)] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert_eq!(sent["params"]["loaderId"], paused["params"]["networkId"]);
+    assert_eq!(
+        (&paused["params"]["frameId"], &paused["params"]["resourceType"]),
+        (&json!("T"), &json!("Document"))
+    );
+    let outs = say(
+        &mut bridge,
+        6,
+        session,
+        "Fetch.failRequest",
+        json!({ "requestId": "R", "errorReason": "AccessDenied" }),
+    );
+    assert_eq!(
+        asked(&outs)["params"],
+        json!({ "requestId": "R", "errorReason": "AccessDenied", "targetId": "T" })
+    );
+    assert_eq!(
+        methods(&answer(&mut bridge, &outs, ("result", json!({})))),
+        ["answer", "Network.loadingFailed"]
+    );
+    // One word for each.
+    let again = say(
+        &mut bridge,
+        7,
+        session,
+        "Fetch.continueRequest",
+        json!({ "requestId": "R" }),
+    );
+    assert!(matches!(&again[..], [Out::Client(told)] if told["error"].is_object()));
+    // Whoever does not want to see them any more keeps none.
+    stopped(&mut bridge, "S");
+    let outs = say(&mut bridge, 8, session, "Fetch.disable", json!({}));
+    assert_eq!(
+        (&asked(&outs)["method"], methods(&outs)),
+        (&json!("Fetch.continueRequest"), vec!["answer"])
+    );
+    assert_eq!(asked(&stopped(&mut bridge, "U"))["params"]["requestId"], "U");
+    // And the shim has stopped them already.
+    assert_eq!(methods(&enable(&mut bridge)), ["answer"]);
+    stopped(&mut bridge, "V");
+    say(
+        &mut bridge,
+        9,
+        None,
+        "Target.detachFromTarget",
+        json!({ "sessionId": session }),
+    );
+    assert!(
+        bridge
+            .tick()
+            .iter()
+            .any(|out| matches!(out, Out::Shim(asked) if asked["params"]["requestId"] == "V"))
+    );
 }
 
 #[test]

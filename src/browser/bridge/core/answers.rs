@@ -25,6 +25,15 @@ impl Bridge {
                 reply.map(|reply| reply.error(&error)).into_iter().collect()
             }
             (Asked::Arrived(reply, _), Some(error)) => vec![reply.error(&error)],
+            (Asked::Intercept(reply, target), Some(error)) => {
+                if let Some(target) = self.targets.get_mut(&target) {
+                    target.intercepted = false;
+                }
+                vec![reply.error(&error)]
+            }
+            (Asked::Intercept(reply, _), None) => vec![reply.ok(json!({}))],
+            (Asked::Judged(reply, judged), Some(error)) => vec![reply.error(&error), judged.end()],
+            (Asked::Judged(reply, judged), None) => vec![reply.ok(json!({})), judged.end()],
             (Asked::Plain(reply) | Asked::Optional(reply), None) => vec![reply.ok(result)],
             (Asked::Stream(reply), None) => {
                 let data = result["data"].as_str().unwrap_or_default().to_owned();

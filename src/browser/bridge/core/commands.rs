@@ -75,7 +75,7 @@ impl Bridge {
             "Target.createBrowserContext" | "Target.disposeBrowserContext" => {
                 vec![reply.error("this Worker's browser has one context only; use the default one")]
             }
-            "Fetch.enable" => vec![reply.error("this Worker's browser cannot intercept requests")],
+            "Fetch.enable" => vec![reply.error("this Worker's browser has requests of its pages only")],
             _ if is_setting(method) => vec![reply.ok(json!({}))],
             _ => vec![self.ask(Asked::Plain(reply.clone()), method, None, params)],
         }
@@ -216,7 +216,9 @@ impl Bridge {
             "Runtime.runIfWaitingForDebugger" | "Runtime.releaseObjectGroup" => vec![reply.ok(json!({}))],
             // A client would wait for events that do not come.
             "Runtime.addBinding" => vec![reply.error("this Worker's browser cannot call back from a page")],
-            "Fetch.enable" => vec![reply.error("this Worker's browser cannot intercept requests")],
+            "Fetch.enable" => self.intercept(reply, session, target),
+            "Fetch.disable" => self.let_pass(reply, session),
+            "Fetch.continueRequest" | "Fetch.fulfillRequest" | "Fetch.failRequest" => self.judge(reply, method, params),
             "Input.dispatchMouseEvent" => self.mouse(reply, target, params),
             "Input.dispatchKeyEvent" => self.key(reply, target, params),
             "Input.insertText" => {

@@ -23,6 +23,8 @@ pub(super) struct Target {
     looking: bool,
     /// It goes elsewhere, and nobody had looked at what was there.
     leaves_unseen: bool,
+    /// The shim stops its requests.
+    pub(super) intercepted: bool,
 }
 
 impl Target {
