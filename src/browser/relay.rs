@@ -39,6 +39,8 @@ pub enum Broken {
     Garbled(String),
     #[error("this browser takes text only")]
     Binary,
+    #[error("the client stopped in the middle of a message, while others waited")]
+    Halfway,
     #[error("the client does not answer")]
     ClientSilent,
     #[error("the client is gone")]
@@ -52,9 +54,12 @@ impl Broken {
             Broken::TooLong(_) | Broken::TooMuch(_) => 1009,
             Broken::Garbled(_) => 1002,
             Broken::Binary => 1003,
-            Broken::Silent | Broken::Cut(_) | Broken::BrowserGarbled(_) | Broken::ClientSilent | Broken::ClientGone => {
-                1011
-            }
+            Broken::Halfway
+            | Broken::Silent
+            | Broken::Cut(_)
+            | Broken::BrowserGarbled(_)
+            | Broken::ClientSilent
+            | Broken::ClientGone => 1011,
         }
     }
 

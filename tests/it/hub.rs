@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{SinkExt, StreamExt};
@@ -17,6 +17,7 @@ use moltinit::{
 };
 use serde_json::{Value, json};
 use tokio::{
+    io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
     sync::mpsc::UnboundedReceiver,
 };
@@ -519,6 +520,108 @@ async fn what_is_too_long_is_refused_and_nothing_hangs() {
     assert_eq!(closed(&mut client.socket).await.code, CloseCode::Unsupported);
 }
 
+/// A browser that is not there yet has no pages, and whoever asks for them is told so at once.
+#[tokio::test]
+async fn pages_are_listed_at_once_while_a_browser_is_dialled() {
+    let cold = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let worker = format!("http://{}/", cold.local_addr().unwrap());
+    let (port, _said) = port("worker", &[("WORKER_URL", &worker), ("CDP_SECRET", "secret")]).await;
+    let mut client = connect(port).await;
+    command(&mut client, json!({ "id": 1, "method": "Target.getTargets" })).await;
+    // It is dialled now, and does not answer.
+    let dialled = soon(cold.accept()).await.unwrap();
+    for path in ["/json/list", "/json"] {
+        let begun = Instant::now();
+        let answer = asked("GET", port, path).await;
+        assert_eq!((answer.status, answer.json()), (200, json!([])), "{path}");
+        // It was two seconds, and a client waits for 300 ms.
+        assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+    }
+    assert_eq!(asked("GET", port, "/json/close/nobody").await.status, 404);
+    drop(dialled);
+    closed(&mut client).await;
+}
+
+/// A client that is alone may take its time, whatever it says meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_keeps_nobody_waiting_is_not_closed() {
+    let (worker, _goodbyes, _, said) = browser().await;
+    let (port, _events) = port("worker", &[("WORKER_URL", &worker), ("CDP_SECRET", "secret")]).await;
+    let mut alone = tab(port).await;
+    alone.ask("A.b", json!({}), None).await;
+    command(&mut alone.socket, json!({ "id": 9, "method": "Flood.begin" })).await;
+    settled(&said).await;
+    command(&mut alone.socket, json!({ "id": 10, "method": "A.b", "params": {} })).await;
+    // Longer than one is borne with that others wait for.
+    tokio::time::sleep(Duration::from_secs(14)).await;
+    loop {
+        let message = next(&mut alone.socket).await;
+        assert!(!message.is_close(), "{message:?}");
+        let answers = |id: u32| {
+            message
+                .to_text()
+                .is_ok_and(|text| text.starts_with(&format!("{{\"id\":{id},")))
+        };
+        if answers(10) {
+            return;
+        }
+    }
+}
+
+/// Waits until nothing moves any more.
+async fn settled(said: &AtomicUsize) {
+    let mut before = usize::MAX;
+    while before != said.load(Ordering::SeqCst) {
+        before = said.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Clients that begin long messages and do not end them take little memory, and keep nobody from being served; and
+/// they make room for each other.
+#[test]
+fn messages_that_do_not_end_cost_little_and_stall_nobody_for_long() {
+    const LONG: usize = 24 << 20;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (worker, ..) = runtime.block_on(browser());
+    let (disk, cdp) = (Disk::new(), free_port());
+    let container = behind_a_worker(&disk, &worker, &format!("127.0.0.1:{cdp}"));
+    eventually("the port", PATIENCE, || {
+        http::request("GET", cdp, "/json/version", None, "").ok()
+    });
+    let idle = process::resident(container.init.as_raw());
+    let above = || process::resident(container.init.as_raw()).saturating_sub(idle);
+    runtime.block_on(async {
+        let mut other = tab(cdp).await;
+        other.ask("A.b", json!({}), None).await;
+        let mut beginners = Vec::new();
+        for _ in 0..16 {
+            let mut client = tab(cdp).await;
+            client.ask("A.b", json!({}), None).await;
+            let mut beginning = vec![0x81, 0xff];
+            beginning.extend((LONG as u64).to_be_bytes());
+            beginning.extend([0; 4]);
+            beginning.resize(LONG - (1 << 20), b' ');
+            beginners.push(tokio::spawn(async move {
+                // Until it is taken, or nobody is there who would.
+                let _ = client.socket.get_mut().write_all(&beginning).await;
+                client
+            }));
+        }
+        let mut most = 0;
+        for _ in 0..50 {
+            other.ask("A.b", json!({}), None).await;
+            most = most.max(above());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        println!("{} KiB above idle with 16 messages that do not end", most >> 10);
+        assert!(most < 64 << 20, "{most} bytes above idle");
+        let mut first = soon(beginners.remove(0)).await.unwrap();
+        let frame = closed(&mut first.socket).await;
+        assert!(frame.reason.contains("in the middle"), "{frame:?}");
+    });
+}
+
 /// Of sixteen clients one takes nothing of what it asked for: what waits for it is bounded, the others get their answers,
 /// and it is told why it is closed.
 #[test]
@@ -536,12 +639,8 @@ fn one_stalled_reader_costs_little_and_stalls_nobody_for_long() {
         let mut stalled = tab(cdp).await;
         stalled.ask("A.b", json!({}), None).await;
         command(&mut stalled.socket, json!({ "id": 9, "method": "Flood.begin" })).await;
-        // Until nothing moves any more.
-        let mut before = usize::MAX;
-        while before != said.load(Ordering::SeqCst) {
-            before = said.load(Ordering::SeqCst);
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
+        settled(&said).await;
+        let before = said.load(Ordering::SeqCst);
         assert!(before < 48, "{before} MiB are on the way");
         let others = (0..15).map(|number| async move {
             let mut other = tab(cdp).await;

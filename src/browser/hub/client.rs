@@ -1,6 +1,6 @@
 //! One client: from its first command to its end.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use tokio::{
@@ -13,7 +13,7 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, protocol::Role},
 };
 
-use super::{Down, Farewell, Hub, Member, Says, core::Place, limits, part};
+use super::{Down, Farewell, Hub, Member, Says, core::Place, intake::Metered, limits, part};
 use crate::browser::{
     pulse::{LOOK_EVERY, OURS, Pulse, Watch, Watched},
     relay::{Broken, drain},
@@ -58,6 +58,8 @@ pub async fn serve(hub: &Arc<Hub>, client: impl AsyncRead + AsyncWrite + Unpin, 
         refuse(&mut client, &held, &farewell.reason).await;
         return;
     }
+    let intake = member.says.running.intake.clone();
+    let client = Metered::new(client, watch.clone(), intake, &held);
     let socket = WebSocketStream::from_partially_read(client, held, Role::Server, Some(limits())).await;
     let (mut sink, mut stream) = socket.split();
     let end = {
@@ -86,7 +88,7 @@ pub async fn serve(hub: &Arc<Hub>, client: impl AsyncRead + AsyncWrite + Unpin, 
 async fn read(stream: &mut (impl Stream<Item = Result<Message, Error>> + Unpin), says: &Says) -> End {
     loop {
         match stream.next().await {
-            Some(Ok(Message::Text(text))) => says.text(text.as_str()).await,
+            Some(Ok(Message::Text(text))) => says.text(text).await,
             Some(Ok(Message::Close(_))) => return End::Theirs,
             Some(Ok(Message::Binary(_))) => return Broken::Binary.into(),
             Some(Ok(_)) => {}
@@ -94,6 +96,7 @@ async fn read(stream: &mut (impl Stream<Item = Result<Message, Error>> + Unpin),
             Some(Err(error @ (Error::Protocol(_) | Error::Utf8(_)))) => {
                 return Broken::Garbled(error.to_string()).into();
             }
+            Some(Err(Error::Io(error))) if error.kind() == io::ErrorKind::TimedOut => return Broken::Halfway.into(),
             Some(Err(_)) | None => return Broken::ClientGone.into(),
         }
     }

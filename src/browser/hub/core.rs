@@ -11,6 +11,13 @@ use serde_json::{Value, json};
 use super::envelope::Envelope;
 use crate::browser::{below::with_all_below, upstream::PLATFORM_MAX};
 
+/// Sessions that one client may have open.
+const SESSIONS: usize = 1_024;
+/// Commands of one client that may be without an answer.
+const UNANSWERED: usize = 16_384;
+/// No id is longer: browsers take integers.
+const ID: usize = 32;
+
 /// What becomes of a message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Out {
@@ -117,7 +124,7 @@ impl Core {
         let Some(message) = Envelope::of(text) else {
             return nameless(-32700, "JSON: this is no message");
         };
-        let Some(id) = message.id else {
+        let Some(id) = message.id.filter(|id| id.get().len() <= ID) else {
             return nameless(-32600, "Message must have integer 'id' property");
         };
         let session = message.session.as_deref();
@@ -134,11 +141,20 @@ impl Core {
         }
         let to = session.unwrap_or(root).to_owned();
         let method = message.method.as_deref().unwrap_or_default();
+        let attaches = matches!(method, "Target.attachToTarget" | "Target.attachToBrowserTarget");
+        if attaches && self.has_many(client) {
+            let why = format!("{SESSIONS} sessions are open here already; detach from some");
+            return vec![refused(-32000, &why)];
+        }
+        if self.asks_much(client) {
+            let why = format!("{UNANSWERED} commands wait for their answers already; wait for some");
+            return vec![refused(-32000, &why)];
+        }
         let command = Command {
             client,
             id: id.get().to_owned(),
             session: session.map(str::to_owned),
-            attaches: matches!(method, "Target.attachToTarget" | "Target.attachToBrowserTarget"),
+            attaches,
             closes: method == "Browser.close",
         };
         let number = self.number(Asked::Client(command));
@@ -149,6 +165,17 @@ impl Core {
             return vec![refused(-32000, &why)];
         }
         vec![Out::Browser(whole)]
+    }
+
+    fn has_many(&self, client: u64) -> bool {
+        let of_client = self.sessions.values().filter(|session| session.client == client);
+        of_client.count() >= SESSIONS
+    }
+
+    fn asks_much(&self, client: u64) -> bool {
+        let is_theirs = |asked: &&Asked| matches!(asked, Asked::Client(command) if command.client == client);
+        // Nobody is counted as long as all together are few.
+        self.asked.len() >= UNANSWERED && self.asked.values().filter(is_theirs).count() >= UNANSWERED
     }
 
     pub fn browser_says(&mut self, text: &str) -> Vec<Out> {

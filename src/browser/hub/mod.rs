@@ -13,6 +13,7 @@
 //! * [`client`]: the task of one client.
 //! * [`envelope`]: how a message says whose it is.
 //! * [`far`]: the other end of the one connection.
+//! * [`intake`]: messages of clients, from their first byte to their last.
 //! * [`pages`]: what `/json/list` and its kin say.
 //! * [`run`]: the task of one connection, from the dial to its end.
 
@@ -21,12 +22,13 @@ mod client;
 mod core;
 mod envelope;
 mod far;
+mod intake;
 mod pages;
 mod run;
 
 use std::sync::{
     Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
 use futures_util::SinkExt;
@@ -41,7 +43,10 @@ use tokio::{
 };
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::protocol::{CloseFrame, WebSocketConfig},
+    tungstenite::{
+        Utf8Bytes,
+        protocol::{CloseFrame, WebSocketConfig},
+    },
 };
 use tokio_util::sync::CancellationToken;
 
@@ -67,7 +72,7 @@ struct Farewell {
 /// What the task of the connection is asked.
 enum Ask {
     Join(Seat, Place),
-    Says(u64, String, Share),
+    Says(u64, Utf8Bytes, Share),
     Leave(u64),
     /// Something of our own.
     Own(&'static str, Value, oneshot::Sender<Result<Value, String>>),
@@ -103,9 +108,9 @@ struct Says {
 }
 
 impl Says {
-    async fn text(&self, text: &str) {
+    async fn text(&self, text: Utf8Bytes) {
         let share = self.running.budget.share(text.len()).await;
-        let said = Ask::Says(self.client, text.to_owned(), share);
+        let said = Ask::Says(self.client, text, share);
         // Where nobody listens any more, the client is told why.
         let _ = self.running.asks.send(said);
     }
@@ -142,8 +147,14 @@ pub struct Hub {
 #[derive(Clone)]
 struct Running {
     asks: UnboundedSender<Ask>,
-    /// Of what clients say.
+    /// Of what clients have said.
     budget: Budget,
+    /// Of what they are saying.
+    intake: Budget,
+    /// Who came and was not let in yet: clients, and questions of our own.
+    comers: Arc<AtomicUsize>,
+    /// The browser is dialled, and there.
+    is_up: bool,
 }
 
 impl Hub {
@@ -186,10 +197,17 @@ impl Hub {
         }
         let running = running.get_or_insert_with(|| {
             let (asks, asked) = unbounded_channel();
-            let budget = Budget::default();
-            tokio::spawn(run::run(Arc::clone(self), asked));
-            Running { asks, budget }
+            let (budget, intake, comers) = (Budget::default(), Budget::default(), Arc::default());
+            tokio::spawn(run::run(Arc::clone(self), asked, Arc::clone(&comers)));
+            Running {
+                asks,
+                budget,
+                intake,
+                comers,
+                is_up: false,
+            }
         });
+        running.comers.fetch_add(1, Ordering::Relaxed);
         // The task takes its leave under the same lock.
         let _ = running.asks.send(ask);
         running.clone()
@@ -197,6 +215,19 @@ impl Hub {
 
     fn is_running(&self) -> bool {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// There is a browser that can be asked at once.
+    fn is_up(&self) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.as_ref().is_some_and(|running| running.is_up)
+    }
+
+    fn came_up(&self) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = running.as_mut() {
+            running.is_up = true;
+        }
     }
 
     /// Whoever comes from now on gets another connection. If it is to end only where nobody wants anything, somebody may.

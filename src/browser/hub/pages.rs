@@ -31,7 +31,8 @@ pub async fn answer(
         })
     };
     let (command, done) = match path {
-        "/json" | "/json/list" if !hub.is_running() => return (StatusCode::OK, json!([])),
+        // Nor has one that is still being dialled any pages.
+        "/json" | "/json/list" if !hub.is_up() => return (StatusCode::OK, json!([])),
         "/json" | "/json/list" => {
             return answered(ask("Target.getTargets", json!({})).await, |found| {
                 let infos = found["targetInfos"].as_array().cloned().unwrap_or_default();
@@ -54,7 +55,7 @@ pub async fn answer(
     };
     let id = path.rsplit('/').next().unwrap_or_default();
     let missing = (StatusCode::NOT_FOUND, json!(format!("No such target id: {id}")));
-    if !hub.is_running() {
+    if !hub.is_up() {
         return missing;
     }
     match ask(command, json!({ "targetId": id })).await {

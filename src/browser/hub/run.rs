@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -44,7 +47,7 @@ use crate::{
 };
 
 /// A client that takes nothing for so long, while others wait for it, is closed.
-const STALLED: Duration = Duration::from_secs(10);
+pub const STALLED: Duration = Duration::from_secs(10);
 
 /// Why a connection ended.
 enum Ended {
@@ -72,11 +75,13 @@ struct Run {
     up: UnboundedSender<Up>,
     /// Of what clients are told.
     budget: Budget,
+    /// Who came and was not let in yet.
+    comers: Arc<AtomicUsize>,
     /// When somebody last wanted something.
     used: Instant,
 }
 
-pub async fn run(hub: Arc<Hub>, asked: UnboundedReceiver<Ask>) {
+pub async fn run(hub: Arc<Hub>, asked: UnboundedReceiver<Ask>, comers: Arc<AtomicUsize>) {
     let (up, queue) = unbounded_channel();
     let mut run = Run {
         hub,
@@ -89,6 +94,7 @@ pub async fn run(hub: Arc<Hub>, asked: UnboundedReceiver<Ask>) {
         held: VecDeque::new(),
         up,
         budget: Budget::default(),
+        comers,
         used: Instant::now(),
     };
     let ended = run.live(queue).await;
@@ -116,6 +122,7 @@ impl Run {
                 Far::Shim(Box::default())
             }
         };
+        self.hub.came_up();
         let (upgraded, watch) = Watched::new(upgraded);
         let socket = WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(limits())).await;
         let (mut sink, mut stream) = socket.split();
@@ -197,6 +204,9 @@ impl Run {
     async fn take(&mut self, ask: Option<Ask>) -> Result<(), Ended> {
         self.used = Instant::now();
         let mut of_client = None;
+        if matches!(ask, Some(Ask::Join(..) | Ask::Own(..))) {
+            self.comers.fetch_sub(1, Ordering::Relaxed);
+        }
         let outs = match ask {
             Some(Ask::Join(seat, place)) => {
                 let client = seat.client;
@@ -310,7 +320,8 @@ impl Run {
     }
 
     fn evict(&mut self) {
-        if self.seats.len() < 2 && self.asked.is_empty() {
+        // What one that is alone says itself is none of others' waiting.
+        if self.seats.len() < 2 && self.comers.load(Ordering::Relaxed) == 0 {
             return;
         }
         let now = Instant::now();

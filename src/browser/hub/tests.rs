@@ -263,6 +263,41 @@ fn a_command_that_becomes_too_long_is_answered() {
 }
 
 #[test]
+fn no_client_opens_or_asks_without_end() {
+    let mut world = World::with(2);
+    let attach = |world: &mut World, client| {
+        let told = world.says(
+            client,
+            json!({ "id": 1, "method": "Target.attachToTarget", "params": { "targetId": "T" } }),
+        );
+        told.last().unwrap().clone()
+    };
+    let opened = (0..2 * SESSIONS)
+        .take_while(|_| attach(&mut world, 0)["result"].is_object())
+        .count();
+    // One is its own.
+    assert_eq!(opened, SESSIONS - 1);
+    assert!(
+        attach(&mut world, 0)["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("detach")
+    );
+    assert!(attach(&mut world, 1)["result"].is_object());
+    // Of what a browser does not answer.
+    let mut ask = |client| world.core.client_says(client, r#"{"id":1,"method":"A.b"}"#);
+    let asked = (0..2 * UNANSWERED)
+        .take_while(|_| matches!(ask(0)[..], [Out::Browser(_)]))
+        .count();
+    assert_eq!(asked, UNANSWERED);
+    assert!(matches!(&ask(0)[..], [Out::Client(0, answer)] if answer.contains("wait for")));
+    assert!(matches!(ask(1)[..], [Out::Browser(_)]));
+    let id = "9".repeat(ID + 1);
+    let outs = world.core.client_says(1, &format!(r#"{{"id":{id},"method":"A.b"}}"#));
+    assert!(matches!(&outs[..], [Out::Client(1, answer)] if answer.contains("-32600")));
+}
+
+#[test]
 fn questions_of_our_own_and_the_end_of_the_browser() {
     let mut world = World::with(1);
     let outs = world.core.own(5, "Target.getTargets", json!({}));
