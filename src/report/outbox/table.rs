@@ -6,7 +6,10 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use rusqlite::{Connection, OptionalExtension, Row, params, types::Value};
+use rusqlite::{
+    Connection, OptionalExtension, Row, ToSql, params,
+    types::{FromSql, FromSqlResult, ToSqlOutput, Value, ValueRef},
+};
 use serde_json::json;
 use ulid::Ulid;
 
@@ -291,7 +294,7 @@ impl Table {
         let tx = self.db.transaction()?;
         tx.execute_batch(UNREADABLE)?;
         let mut lost = BTreeMap::new();
-        let bad: Vec<(Value, Value, String, bool)> = tx
+        let bad: Vec<(Raw, Raw, String, bool)> = tx
             .prepare("SELECT * FROM events")?
             .query_map([], |row| {
                 let key = || {
@@ -338,6 +341,30 @@ pub fn is_unreadable(error: &rusqlite::Error) -> bool {
         error,
         FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..)
     )
+}
+
+/// A value as it is kept, although it may be text that is no UTF-8.
+enum Raw {
+    Text(Vec<u8>),
+    Other(Value),
+}
+
+impl FromSql for Raw {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Raw> {
+        match value {
+            ValueRef::Text(bytes) => Ok(Raw::Text(bytes.to_owned())),
+            other => Value::column_result(other).map(Raw::Other),
+        }
+    }
+}
+
+impl ToSql for Raw {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        match self {
+            Raw::Text(bytes) => Ok(ToSqlOutput::Borrowed(ValueRef::Text(bytes))),
+            Raw::Other(value) => value.to_sql(),
+        }
+    }
 }
 
 /// Whether what is in the schema of that name is a sound log, or nothing yet. Anything else in it, a view in a table's

@@ -335,24 +335,30 @@ async fn what_a_full_disk_cost_is_itself_an_event() {
 async fn an_event_that_cannot_be_read_holds_up_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let outbox = Outbox::start(dir.path(), boot(1), "test").unwrap();
-    for number in 1..=3 {
+    for number in 1..=4 {
         outbox.append(new("service.exited", number));
     }
     outbox.flush().await;
     let db = rusqlite::Connection::open(dir.path().join("outbox.sqlite")).unwrap();
-    db.execute_batch("UPDATE events SET data = '{' WHERE seq = 1; UPDATE events SET time = x'00' WHERE seq = 2")
-        .unwrap();
+    db.execute_batch(
+        "UPDATE events SET data = '{' WHERE seq = 1; UPDATE events SET time = x'00' WHERE seq = 2;
+         UPDATE events SET boot = CAST(x'ff' AS TEXT), type = CAST(x'fe' AS TEXT) WHERE seq = 3",
+    )
+    .unwrap();
     let next = outbox.next().await.unwrap().unwrap();
-    assert_eq!(next.seq, 3);
+    assert_eq!(next.seq, 4);
     outbox.flush().await;
     let page = outbox.read(boot(1), 0, 10).await.unwrap();
-    assert_eq!(page.events.iter().map(|event| event.seq).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(page.events.iter().map(|event| event.seq).collect::<Vec<_>>(), [4, 5]);
     assert_eq!(page.events[1].kind, "events.dropped");
-    assert_eq!(page.events[1].data["types"], json!({ "service.exited": 2 }));
+    assert_eq!(
+        page.events[1].data["types"],
+        json!({ "service.exited": 2, "unknown": 1 })
+    );
     let kept: u64 = db
         .query_row("SELECT count(*) FROM unreadable", [], |row| row.get(0))
         .unwrap();
-    assert_eq!(kept, 2);
+    assert_eq!(kept, 3);
 }
 
 #[test]
