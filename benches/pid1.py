@@ -163,7 +163,7 @@ def supervising(name, make):
     wait(f"{name}'s services", lambda: all(pid.exists() for pid in pids), every=0.01)
     time.sleep(20)  # until the threads that were needed at the start are gone: their count goes with them
     own = [pid for pid in descendants(process.pid) if not is_service(pid)]
-    memory = sum(memory(pid) for pid in own)
+    resident = sum(memory(pid) for pid in own)
     before = {task: count for pid in own for task, count in switches(pid).items()}
     time.sleep(20)
     after = {task: count for pid in own for task, count in switches(pid).items()}
@@ -178,7 +178,7 @@ def supervising(name, make):
         wait("the restart", pids[1].exists, every=0.0002)
         times.append((time.perf_counter() - began) * 1e3)
     end(process)
-    return times, memory, wakeups
+    return times, resident, wakeups
 
 
 print("## PID 1\n")
@@ -199,7 +199,7 @@ for name, make, program in [("moltinit", moltinit, MOLTINIT), ("s6-svscan", s6, 
     if not shutil.which(str(program)):
         rows.append([name, "not installed here", "", ""])
         continue
-    times, memory, wakeups = supervising(name, make)
-    rows.append([name, spread(times, "ms"), f"{memory / 2**20:.1f} MiB", f"{wakeups:.1f}"])
+    times, resident, wakeups = supervising(name, make)
+    rows.append([name, spread(times, "ms"), f"{resident / 2**20:.1f} MiB", f"{wakeups:.1f}"])
 print(table(["supervisor", "restart", "memory", "wake-ups/s"], rows))
 print()

@@ -35,10 +35,10 @@ use crate::{
     event::{Event, Events},
     gateway::Gateway,
     log,
-    pid1::{Role, Spawner, take_role},
+    pid1::{Role, Spawner, code, take_role},
     report::{self, BindError, Report, Settings},
     store::s3fs::{self, Mounter},
-    supervise::{Care, Supervisor},
+    supervise::{Care, Handle, Supervisor},
 };
 
 /// Of the deadline for stopping, beyond the services' own: what the kill of a whole tree may take.
@@ -49,6 +49,8 @@ const LAST_COMMIT: Duration = Duration::from_secs(60);
 const MOUNTS: Duration = Duration::from_secs(10);
 /// For the last callbacks.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// For what follows on the gateway's readiness: the first commit, the first callbacks.
+const SETTLING: Duration = Duration::from_secs(10);
 /// For processes that nobody supervises.
 const STRAYS: Duration = Duration::from_secs(2);
 
@@ -175,6 +177,7 @@ async fn supervise(checked: Checked, role: Role, spawner: Spawner, early: &Early
         late: Arc::clone(&late),
     };
     report.serve(doors, Arc::new(commands));
+    tokio::spawn(forget_the_boot(services.clone()));
     if let Some(upstream) = upstream {
         late.open(&config.cdp, upstream).await;
     }
@@ -216,6 +219,13 @@ async fn supervise(checked: Checked, role: Role, spawner: Spawner, early: &Early
         );
         code
     }))
+}
+
+/// What is resident is from then on what a running supervisor needs.
+async fn forget_the_boot(services: Handle) {
+    services.until_up("gateway").await;
+    tokio::time::sleep(SETTLING).await;
+    code::let_go();
 }
 
 /// Of an end that has cost changes.

@@ -8,6 +8,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod code;
 pub mod exec;
 mod launch;
 mod lookup;
