@@ -65,6 +65,11 @@ class Subject:
     def settle(self):
         """Nothing of an earlier round is left to be done."""
 
+    def fresh(self):
+        """An empty directory to restore into. None is removed before all are done: where many files have just been
+        removed, ext4 searches long for inodes of new ones."""
+        return tempfile.mkdtemp(prefix="restored-", dir=scratch)
+
     def objects(self):
         """The names in the store, asked past the slow wire."""
         if self.s3:
@@ -101,9 +106,7 @@ class Ours(Subject):
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def restore(self):
-        to = scratch / f"restored-{self.name}"
-        took, _, peak, *_ = ran([MOLTINIT, "restore", "--to", to, "--store", self.store], env=self.env())
-        shutil.rmtree(to)
+        took, _, peak, *_ = ran([MOLTINIT, "restore", "--to", self.fresh(), "--store", self.store], env=self.env())
         return took, peak
 
     def env(self):
@@ -137,9 +140,7 @@ class Rclone(Subject):
         return time.monotonic() - began, took[1], json.loads(took[4].splitlines()[-1])["stats"]["bytes"]
 
     def restore(self):
-        to = scratch / f"restored-rclone-{self.name}"
-        took, _, peak, *_ = ran(["rclone", "copy", *self.OPTIONS, self.to, to], env=self.env)
-        shutil.rmtree(to)
+        took, _, peak, *_ = ran(["rclone", "copy", *self.OPTIONS, self.to, self.fresh()], env=self.env)
         return took, peak
 
 
@@ -161,9 +162,7 @@ class Restic(Subject):
         return took, cpu, json.loads(out.splitlines()[-1])["data_added"]
 
     def restore(self):
-        to = scratch / f"restored-restic-{self.name}"
-        took, _, peak, *_ = ran(["restic", "restore", "latest", "--target", to], env=self.env)
-        shutil.rmtree(to)
+        took, _, peak, *_ = ran(["restic", "restore", "latest", "--target", self.fresh()], env=self.env)
         return took, peak
 
 
@@ -192,6 +191,8 @@ def compared(place, ours, peers):
         cats.append(ours.cat())
         for subject, found in restores.items():
             found.append(subject.restore())
+    for restored in scratch.glob("restored-*"):
+        shutil.rmtree(restored)
     cat, rows = median(cats), [["`cat` of moltinit's store", spread(cats, "s"), "", ""]]
     took = {subject: median([seconds for seconds, _ in found]) for subject, found in restores.items()}
     for subject, found in restores.items():

@@ -77,7 +77,7 @@ impl Which {
     }
 
     pub fn find(&self, history: &History) -> Result<CommitId, Failure> {
-        Ok(self.first(history, |_| Ok(()))?.id)
+        Ok(self.first(history, |id| Ok(history.info(id).map(drop)?))?.id)
     }
 
     /// The commit of that id; or else the newest that fits and is not damaged, as far as `make` looks at it, and it is
@@ -97,10 +97,11 @@ impl Which {
             return Ok(Chosen { id, made, passed });
         }
         for id in history.restorable()? {
-            let tried = history.info(id).map_err(RestoreError::Read).and_then(|(info, _)| {
-                let fits = self.at.is_none_or(|at| info.meta.time <= at);
-                fits.then(|| make(id)).transpose()
-            });
+            let fits = || match self.at {
+                Some(at) => Ok(history.info(id)?.0.meta.time <= at),
+                None => Ok(true),
+            };
+            let tried = fits().and_then(|fits| fits.then(|| make(id)).transpose());
             match tried {
                 Ok(Some(made)) => {
                     passed.iter().for_each(|why| show::remark(why));

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{
+    crypt::Key,
     head::Head,
     history::History,
     model::{Chunk, CommitId, Extent, Kind},
@@ -16,7 +17,7 @@ use crate::store::Object;
 /// Chunks this close in an object are read together: on a mount, one more request costs more than these bytes.
 const GAP: u64 = 512 << 10;
 /// Most bytes read at once; with the number of readers, what is held in memory.
-const MAX_READ: u64 = 1 << 20;
+const MAX_READ: u64 = 512 << 10;
 
 /// One read of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,14 +68,8 @@ impl<'a> Fetcher<'a> {
         Fetcher { history, open: None }
     }
 
-    /// Calls `each` with the plain bytes of every one of `chunks`, which are those of `read`, once they have been
-    /// found to match their hashes.
-    pub fn fetch<'c, E: From<ReadError>>(
-        &mut self,
-        read: &Read,
-        chunks: impl IntoIterator<Item = &'c Chunk>,
-        mut each: impl FnMut(usize, &[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    /// Reads, and leaves it packed.
+    pub fn read(&mut self, read: &Read) -> Result<Packed, ReadError> {
         let object = match self.open.take() {
             Some((commit, object)) if commit == read.commit => object,
             _ => self.history.get(read.commit)?,
@@ -83,16 +78,51 @@ impl<'a> Fetcher<'a> {
         let bytes = object
             .read(read.range.clone())
             .map_err(|error| ReadError::of_known(name, error))?;
-        for (chunk, n) in chunks.into_iter().zip(read.chunks.clone()) {
-            let start = usize::try_from(chunk.at.offset - read.range.start).unwrap_or(usize::MAX);
-            let stored = bytes.get(start..start.saturating_add(chunk.at.len as usize));
+        let packed = Packed {
+            object: name.to_owned(),
+            read: read.clone(),
+            bytes,
+        };
+        self.open = Some((read.commit, object));
+        Ok(packed)
+    }
+
+    /// Reads and [unpacks](Packed::unpack).
+    pub fn fetch<'c, E: From<ReadError>>(
+        &mut self,
+        read: &Read,
+        chunks: impl IntoIterator<Item = &'c Chunk>,
+        each: impl FnMut(usize, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.read(read)?.unpack(self.history.key(), chunks, each)
+    }
+}
+
+/// Chunks as they are stored.
+pub struct Packed {
+    object: String,
+    pub read: Read,
+    bytes: Vec<u8>,
+}
+
+impl Packed {
+    /// Calls `each` with the plain bytes of every one of `chunks`, which are those of the read, once they have been found
+    /// to match their hashes.
+    pub fn unpack<'c, E: From<ReadError>>(
+        &self,
+        key: Option<&Key>,
+        chunks: impl IntoIterator<Item = &'c Chunk>,
+        mut each: impl FnMut(usize, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for (chunk, n) in chunks.into_iter().zip(self.read.chunks.clone()) {
+            let start = usize::try_from(chunk.at.offset - self.read.range.start).unwrap_or(usize::MAX);
+            let stored = self.bytes.get(start..start.saturating_add(chunk.at.len as usize));
             let plain = match stored {
-                Some(stored) => reader::chunk(stored, chunk, self.history.key()),
+                Some(stored) => reader::chunk(stored, chunk, key),
                 None => Err(Damage::Chunk(chunk.hash)),
             };
-            each(n, &plain.map_err(|damage| ReadError::damaged(name, damage))?)?;
+            each(n, &plain.map_err(|damage| ReadError::damaged(&self.object, damage))?)?;
         }
-        self.open = Some((read.commit, object));
         Ok(())
     }
 }

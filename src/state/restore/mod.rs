@@ -26,15 +26,18 @@ use self::{
 };
 use super::{
     check,
-    fetch::Fetcher,
+    fetch::{Fetcher, Packed, Read},
     head::Head,
     history::History,
-    model::{CommitId, Entry},
+    model::{CommitId, Entry, Extent, Kind},
     parallel,
     segment::reader::ReadError,
 };
 use crate::store::mounts;
 pub use swap::{is_unfinished, resume};
+
+/// Reads, of half a MiB at the most, that may lie in memory before they are unpacked.
+const AHEAD: usize = 8;
 
 /// Why a restore did not happen. The targets are as they were, but for [`RestoreError::Unfinished`].
 #[derive(Debug, thiserror::Error)]
@@ -312,14 +315,22 @@ fn fill(
             })
         })
         .collect();
-    for item in items.iter().flatten().filter(|item| !item.path.is_empty()) {
-        item.stage.make(item.path, item.entry)?;
+    let below_roots = || items.iter().flatten().filter(|item| !item.path.is_empty());
+    for item in below_roots().filter(|item| item.entry.kind == Kind::Dir) {
+        item.stage.make_dir(item.path)?;
     }
     let plan = Plan::new(head, |place| items[place].is_some());
     let total = plan.chunks.iter().map(|(chunk, _)| u64::from(chunk.raw_len)).sum();
     progress.total.store(total, Ordering::Relaxed);
     progress.done.store(0, Ordering::Relaxed);
     write_chunks(history, &plan, &items, progress)?;
+    for item in below_roots() {
+        if let Kind::File { len, extents } | Kind::Sqlite { len, extents, .. } = &item.entry.kind
+            && !matches!(extents.last(), Some(Extent::Data { .. }))
+        {
+            item.stage.extend(item.path, *len)?;
+        }
+    }
     for item in items.iter().flatten() {
         item.stage.link(item.path, item.entry)?;
     }
@@ -336,12 +347,17 @@ fn write_chunks(
     items: &[Option<Item>],
     progress: &Progress,
 ) -> Result<(), RestoreError> {
-    parallel::for_each(&plan.reads, || {
+    // s3fs fetches 25 MB from where it is asked and answers nobody meanwhile. So each object is read by one thread, from
+    // front to back, or it would be fetched in bits; and what has been read is unpacked by others meanwhile.
+    let read = || {
         let mut fetcher = Fetcher::new(history);
+        move |read: &Read| Ok(fetcher.read(read)?)
+    };
+    let write = || {
         let mut writer = Writer { items, file: None };
-        move |read| {
-            let chunks = plan.chunks[read.chunks.clone()].iter().map(|(chunk, _)| chunk);
-            fetcher.fetch(read, chunks, |n, plain| {
+        move |packed: Packed| {
+            let chunks = plan.chunks[packed.read.chunks.clone()].iter().map(|(chunk, _)| chunk);
+            packed.unpack(history.key(), chunks, |n, plain| {
                 for target in &plan.chunks[n].1 {
                     let bytes = &plain[target.from as usize..][..target.len as usize];
                     writer.write(target.file, target.at, bytes)?;
@@ -350,7 +366,8 @@ fn write_chunks(
                 Ok(())
             })
         }
-    })
+    };
+    parallel::piped(&plan.by_object(), AHEAD, read, write)
 }
 
 /// Writes for one thread, keeping the last file open.

@@ -49,6 +49,11 @@ impl Plan {
         let reads = fetch::plan(chunks.iter().map(|(chunk, _)| chunk));
         Plan { reads, chunks }
     }
+
+    /// The reads of each object, which only in their order are quick.
+    pub fn by_object(&self) -> Vec<&[Read]> {
+        self.reads.chunk_by(|a, b| a.commit == b.commit).collect()
+    }
 }
 
 /// A file that lies beside a database under the name of one of its sidecars, or another name of such a file: next to

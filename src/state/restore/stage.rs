@@ -64,25 +64,23 @@ impl Stage {
         &self.path
     }
 
-    /// Makes a directory, or an empty file of the right length. `path` is below the stage's root.
-    pub fn make(&self, path: &[u8], entry: &Entry) -> Result<(), RestoreError> {
-        self.at("making", path, |dir, name| match &entry.kind {
-            Kind::Dir => Ok(mkdirat(dir, name, Mode::S_IRWXU)?),
-            Kind::File { len, .. } | Kind::Sqlite { len, .. } => {
-                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let file = File::from(openat(dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-                file.set_len(*len)
-            }
-            Kind::Symlink { .. } | Kind::HardLink { .. } => Ok(()),
+    /// Makes a directory. `path` is below the stage's root.
+    pub fn make_dir(&self, path: &[u8]) -> Result<(), RestoreError> {
+        self.at("making", path, |dir, name| Ok(mkdirat(dir, name, Mode::S_IRWXU)?))
+    }
+
+    /// Opens a file for writing; makes it if it is not there yet.
+    pub fn open(&self, path: &[u8]) -> Result<File, RestoreError> {
+        self.at("opening", path, |dir, name| {
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            Ok(File::from(openat(dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?))
         })
     }
 
-    /// Opens a file that was made, for writing.
-    pub fn open(&self, path: &[u8]) -> Result<File, RestoreError> {
-        self.at("opening", path, |dir, name| {
-            let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            Ok(File::from(openat(dir, name, flags, Mode::empty())?))
-        })
+    /// Makes a file that long, with a hole behind what has been written to it.
+    pub fn extend(&self, path: &[u8], len: u64) -> Result<(), RestoreError> {
+        let extended = self.open(path)?.set_len(len);
+        extended.map_err(|source| RestoreError::local("making", &self.path.join(OsStr::from_bytes(path)), source))
     }
 
     /// Makes a link. Only after every file has been written, so that none is written through one.
