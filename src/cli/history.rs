@@ -13,7 +13,8 @@ use crate::{
     state::{history::History, model::CommitId, restore::RestoreError, segment::reader::ReadError},
 };
 
-/// Where to look. These commands need no running supervisor.
+// Not a docstring, which would be shown as what the command does:
+// Where to look. These commands need no running supervisor.
 #[derive(Debug, Args)]
 pub struct Where {
     /// The directory that holds the snapshots [default: the configuration's]
@@ -48,7 +49,7 @@ impl Where {
 /// Stands for the newest commit.
 const LATEST: &str = "latest";
 
-/// Which commit.
+// Which commit; as above.
 #[derive(Debug, Args)]
 pub struct Which {
     /// Its id, from `moltinit snapshot list`, or `latest`

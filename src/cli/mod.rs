@@ -112,3 +112,21 @@ pub fn main() -> ExitCode {
     });
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The options that several commands share have descriptions of their own.
+    #[test]
+    fn the_help_of_a_command_begins_with_what_it_does() {
+        for command in Cli::command().get_subcommands() {
+            let about = command.get_about().unwrap().to_string();
+            let help = Cli::try_parse_from(["moltinit", command.get_name(), "--help"]).unwrap_err();
+            let help = help.to_string();
+            assert!(help.starts_with(&about), "{}: {help}", command.get_name());
+        }
+    }
+}
