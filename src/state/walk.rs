@@ -16,6 +16,7 @@ use nix::{
     dir::Dir,
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat, readlinkat},
+    libc::nlink_t,
     sys::stat::{FileStat, Mode, SFlag, fstat, fstatat},
 };
 
@@ -45,7 +46,7 @@ pub fn is_settled(ns: i64) -> bool {
 pub struct Stat {
     pub dev: u64,
     pub ino: u64,
-    pub links: u64,
+    pub links: nlink_t,
     pub what: What,
     /// Permission bits, set-id and sticky bits.
     pub mode: u32,
