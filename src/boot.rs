@@ -35,7 +35,7 @@ use crate::{
     event::{Event, Events},
     gateway::Gateway,
     log,
-    pid1::{Role, Spawner, code, take_role},
+    pid1::{Role, Spawner, code, heap, take_role},
     report::{self, BindError, Report, Settings},
     store::s3fs::{self, Mounter},
     supervise::{Care, Handle, Supervisor},
@@ -100,6 +100,7 @@ impl Checked {
 /// # Errors
 /// Nothing was started.
 pub fn run(checked: Checked, early: &Early) -> Result<i32, BootError> {
+    heap::give_back();
     let role = take_role();
     // Before any other thread: all of them must leave SIGCHLD to the reaper.
     let spawner = Spawner::start().map_err(|error| BootError::Machine("a reaper", error))?;

@@ -10,6 +10,7 @@
 
 pub mod code;
 pub mod exec;
+pub mod heap;
 mod launch;
 mod lookup;
 mod reaper;

@@ -359,8 +359,8 @@ async fn clients_behind_moltworkers_shim_share_one_browser_too() {
     assert_eq!(connects(&mut said), 1, "one browser for all of this");
 }
 
-/// A browser of our own: gives sessions, answers anything with what it was given, and floods whoever wants that. Told of
-/// each goodbye, and how often it was dialled.
+/// A browser of our own: gives sessions, answers anything with what it was given or as long as it is wanted, and floods
+/// whoever wants that. Told of each goodbye, and how often it was dialled.
 async fn ours(env: &[(&str, &str)]) -> (u16, UnboundedReceiver<CloseCode>, Arc<AtomicUsize>) {
     let (worker, goodbyes, dials, _) = browser().await;
     let env = [&[("WORKER_URL", worker.as_str()), ("CDP_SECRET", "secret")], env].concat();
@@ -423,6 +423,13 @@ async fn answer(
                 "Target.attachToBrowserTarget" => {
                     sessions += 1;
                     json!({ "sessionId": format!("S{sessions}") })
+                }
+                "Long.answer" => {
+                    let long = (command["params"]["mib"].as_u64().unwrap() << 20) as usize;
+                    let mut data = format!("{}é", command["params"]["id"]);
+                    data.extend(std::iter::repeat_n('x', long - data.len() - 'é'.len_utf8()));
+                    data.push('é');
+                    json!({ "data": data })
                 }
                 _ => command["params"].clone(),
             };
@@ -575,6 +582,56 @@ async fn settled(said: &AtomicUsize) {
         before = said.load(Ordering::SeqCst);
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// Long answers cost about one of them, however many are on the way to a client, and nothing once they are there.
+#[test]
+fn long_answers_cost_about_one_of_them() {
+    const ANSWERS: usize = 8;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (worker, ..) = runtime.block_on(browser());
+    let (disk, cdp) = (Disk::new(), free_port());
+    let container = behind_a_worker(&disk, &worker, &format!("127.0.0.1:{cdp}"));
+    eventually("the port", PATIENCE, || {
+        http::request("GET", cdp, "/json/version", None, "").ok()
+    });
+    let init = container.init.as_raw();
+    runtime.block_on(async {
+        let mut client = tab(cdp).await;
+        client.ask("A.b", json!({}), None).await;
+        for mib in [8, 16, 31] {
+            let idle = process::resident(init);
+            process::forget_peak(init);
+            let begun = Instant::now();
+            for id in 0..ANSWERS {
+                let asked = json!({ "id": id, "method": "Long.answer", "params": { "mib": mib, "id": id } });
+                command(&mut client.socket, asked).await;
+            }
+            for id in 0..ANSWERS {
+                let Message::Text(text) = next(&mut client.socket).await else {
+                    panic!("no answer");
+                };
+                let answer: Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(answer["id"], id);
+                let data = answer["result"]["data"].as_str().unwrap();
+                assert_eq!(data.len(), mib << 20);
+                assert!(data.starts_with(&format!("{id}é")) && data.ends_with('é'));
+            }
+            let took = begun.elapsed();
+            let above = process::peak(init).saturating_sub(idle);
+            // The last frame may still be in use when the client has it; and the allocator keeps a few MiB of its heaps.
+            let stays = eventually("memory given back", PATIENCE, || {
+                let stays = process::resident(init).saturating_sub(idle);
+                (stays < 24 << 20).then_some(stays)
+            });
+            println!(
+                "{} KiB above idle at most with {ANSWERS} answers of {mib} MiB in {took:?}, {} KiB stay",
+                above >> 10,
+                stays >> 10
+            );
+            assert!(above < 64 << 20, "{above} bytes above idle");
+        }
+    });
 }
 
 /// Clients that begin long messages and do not end them take little memory, and keep nobody from being served; and

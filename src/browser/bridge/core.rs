@@ -22,6 +22,8 @@ const CONTEXT: &str = "moltinit";
 const PIECE: usize = 1 << 20;
 /// Streams kept for a client that does not close them.
 const STREAMS: usize = 4;
+/// Bytes of them all, but for a longer one that is alone.
+const STREAMED: usize = 16 << 20;
 
 /// A message, and to whom.
 #[derive(Debug, Clone, PartialEq)]

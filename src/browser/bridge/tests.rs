@@ -347,6 +347,27 @@ fn what_cannot_be_had_is_not_feigned() {
     }
 }
 
+#[test]
+fn streams_that_nobody_reads_are_not_kept_for_ever() {
+    let mut bridge = greeted();
+    let session = attached(&mut bridge);
+    for _ in 0..STREAMS {
+        let params = json!({ "transferMode": "ReturnAsStream" });
+        let outs = say(&mut bridge, 2, Some(&session), "Page.printToPDF", params);
+        let told = answer(
+            &mut bridge,
+            &outs,
+            ("result", json!({ "data": "x".repeat(STREAMED / 2) })),
+        );
+        let [Out::Client(told)] = &told[..] else {
+            panic!("{}", told.len())
+        };
+        let handle = told["result"]["stream"].as_str().unwrap();
+        assert!(bridge.streams.contains_key(handle));
+    }
+    assert_eq!(bridge.streams.len(), 2);
+}
+
 fn stopped(bridge: &mut Bridge, id: &str) -> Vec<Out> {
     let params = json!({ "requestId": id, "request": { "url": "https://a.example/", "method": "GET", "headers": {} }, "frameId": "T", "resourceType": "document" });
     bridge.shim_says(&json!({ "method": "Fetch.requestPaused", "params": params }).to_string())

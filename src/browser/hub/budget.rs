@@ -39,6 +39,16 @@ impl Budget {
         share.await.expect("a budget is never closed")
     }
 
+    /// Waits until there is room for anything.
+    pub async fn some(&self) {
+        drop(self.share(0).await);
+    }
+
+    /// There is no room for anything.
+    pub fn is_spent(&self) -> bool {
+        self.room.available_permits() < MESSAGE
+    }
+
     /// Somebody waits for room.
     pub fn is_awaited(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0

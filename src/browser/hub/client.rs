@@ -13,7 +13,7 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, protocol::Role},
 };
 
-use super::{Down, Farewell, Hub, Member, Says, core::Place, intake::Metered, limits, part};
+use super::{Down, Farewell, Hub, Member, Says, core::Place, intake::Metered, limits, part, text::part_with};
 use crate::browser::{
     pulse::{LOOK_EVERY, OURS, Pulse, Watch, Watched},
     relay::{Broken, drain},
@@ -86,9 +86,13 @@ pub async fn serve(hub: &Arc<Hub>, client: impl AsyncRead + AsyncWrite + Unpin, 
 }
 
 async fn read(stream: &mut (impl Stream<Item = Result<Message, Error>> + Unpin), says: &Says) -> End {
+    let mut stream = stream.peekable();
     loop {
         match stream.next().await {
-            Some(Ok(Message::Text(text))) => says.text(text).await,
+            Some(Ok(Message::Text(text))) => {
+                says.text(text.clone()).await;
+                part_with(&text, &mut stream);
+            }
             Some(Ok(Message::Close(_))) => return End::Theirs,
             Some(Ok(Message::Binary(_))) => return Broken::Binary.into(),
             Some(Ok(_)) => {}
@@ -110,26 +114,44 @@ async fn write(
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        // A message's bytes count until they have gone.
-        let (message, _share) = tokio::select! {
+        let sent = tokio::select! {
             down = queue.recv() => match down {
-                Some(Down::Text(text, share)) => (Message::text(text), Some(share)),
+                // A message's bytes count until they have gone.
+                Some(Down::Text(text, _share)) => send(sink, text.frames()).await,
                 Some(Down::Joined) => continue,
                 Some(Down::End(farewell)) => return End::Ours(farewell),
                 None => return End::Ours(Farewell::new(1011, "the browser is gone")),
             },
             _ = looks.tick() => {
-                let now = Instant::now();
-                let mut pulse = watch.pulse();
-                if !pulse.is_ping_due(now) {
+                if !is_ping_due(watch) {
                     continue;
                 }
-                pulse.pinged(now);
-                (Message::Ping(OURS.into()), None)
+                sink.send(Message::Ping(OURS.into())).await
             }
         };
-        if sink.send(message).await.is_err() {
+        if sent.is_err() {
             return Broken::ClientGone.into();
         }
     }
+}
+
+/// If so, it counts as sent.
+fn is_ping_due(watch: &Watch) -> bool {
+    let now = Instant::now();
+    let mut pulse = watch.pulse();
+    let is_due = pulse.is_ping_due(now);
+    if is_due {
+        pulse.pinged(now);
+    }
+    is_due
+}
+
+async fn send(
+    sink: &mut (impl Sink<Message, Error = Error> + Unpin),
+    messages: impl Iterator<Item = Message>,
+) -> Result<(), Error> {
+    for message in messages {
+        sink.send(message).await?;
+    }
+    Ok(())
 }

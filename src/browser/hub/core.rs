@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use super::envelope::Envelope;
+use super::{envelope::Envelope, text::Text};
 use crate::browser::{below::with_all_below, upstream::PLATFORM_MAX};
 
 /// Sessions that one client may have open.
@@ -22,9 +23,9 @@ const ID: usize = 32;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Out {
     /// It goes to the browser.
-    Browser(String),
+    Browser(Text),
     /// It goes to a client.
-    Client(u64, String),
+    Client(u64, Text),
     /// A client is where it wanted to be, and may speak.
     Joined(u64),
     /// A client is not where it wanted to be, or not any more, and why.
@@ -113,15 +114,16 @@ impl Core {
         vec![self.ask(Asked::Own(number), method, params)]
     }
 
-    pub fn client_says(&mut self, client: u64, text: &str) -> Vec<Out> {
+    pub fn client_says(&mut self, client: u64, text: impl Into<Utf8Bytes>) -> Vec<Out> {
+        let text = text.into();
         let Some(Some(root)) = self.clients.get(&client) else {
             return Vec::new();
         };
         let nameless = |code: i32, why: &str| {
             let refusal = json!({ "error": { "code": code, "message": why } });
-            vec![Out::Client(client, refusal.to_string())]
+            vec![Out::Client(client, refusal.to_string().into())]
         };
-        let Some(message) = Envelope::of(text) else {
+        let Some(message) = Envelope::of(&text) else {
             return nameless(-32700, "JSON: this is no message");
         };
         let Some(id) = message.id.filter(|id| id.get().len() <= ID) else {
@@ -178,8 +180,9 @@ impl Core {
         self.asked.len() >= UNANSWERED && self.asked.values().filter(is_theirs).count() >= UNANSWERED
     }
 
-    pub fn browser_says(&mut self, text: &str) -> Vec<Out> {
-        let Some(message) = Envelope::of(text) else {
+    pub fn browser_says(&mut self, text: impl Into<Utf8Bytes>) -> Vec<Out> {
+        let text = text.into();
+        let Some(message) = Envelope::of(&text) else {
             return Vec::new();
         };
         let Some(id) = message.id else {
@@ -293,7 +296,11 @@ impl Core {
 
     fn ask(&mut self, asked: Asked, method: &str, params: Value) -> Out {
         let id = self.number(asked);
-        Out::Browser(json!({ "id": id, "method": method, "params": params }).to_string())
+        Out::Browser(
+            json!({ "id": id, "method": method, "params": params })
+                .to_string()
+                .into(),
+        )
     }
 
     /// A number that no unanswered command has. Browsers take 31 bits.

@@ -4,6 +4,9 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio_tungstenite::tungstenite::{Bytes, Utf8Bytes};
+
+use super::text::{LONG, Text};
 
 /// A message of the protocol.
 #[derive(Debug, Default, Deserialize)]
@@ -20,6 +23,9 @@ pub struct Envelope<'a> {
     result: Option<&'a RawValue>,
     #[serde(borrow)]
     error: Option<&'a RawValue>,
+    /// All of it.
+    #[serde(skip)]
+    whole: Bytes,
 }
 
 /// What a few events, answers and commands are read for.
@@ -38,31 +44,31 @@ struct Failure<'a> {
 
 impl<'a> Envelope<'a> {
     /// Anything else than an object with these fields, each at most once, is no message.
-    pub fn of(text: &'a str) -> Option<Envelope<'a>> {
-        serde_json::from_str(text).ok()
+    pub fn of(text: &'a Utf8Bytes) -> Option<Envelope<'a>> {
+        let message: Envelope<'a> = serde_json::from_str(text).ok()?;
+        let whole = text.clone().into();
+        Some(Envelope { whole, ..message })
     }
 
-    /// The same message under another id and session.
-    pub fn readdressed(&self, id: Option<&str>, session: Option<&str>) -> String {
-        let method = self.method.as_deref().map(quoted);
-        let session = session.map(quoted);
+    /// The same message under another id and session. What is long of it is shared with this one.
+    pub fn readdressed(&self, id: Option<&str>, session: Option<&str>) -> Text {
+        let shared = |value: &RawValue| self.whole.slice_ref(value.get().as_bytes());
         object([
-            ("id", id),
-            ("method", method.as_deref()),
-            ("params", self.params.map(RawValue::get)),
-            ("result", self.result.map(RawValue::get)),
-            ("error", self.error.map(RawValue::get)),
-            ("sessionId", session.as_deref()),
+            ("id", id.map(plain)),
+            ("method", self.method.as_deref().map(quoted)),
+            ("params", self.params.map(shared)),
+            ("result", self.result.map(shared)),
+            ("error", self.error.map(shared)),
+            ("sessionId", session.map(quoted)),
         ])
     }
 
     /// An answer to it that is none.
-    pub fn refusal(&self, id: &str, error: &str) -> String {
-        let session = self.session.as_deref().map(quoted);
+    pub fn refusal(&self, id: &str, error: &str) -> Text {
         object([
-            ("id", Some(id)),
-            ("error", Some(error)),
-            ("sessionId", session.as_deref()),
+            ("id", Some(plain(id))),
+            ("error", Some(plain(error))),
+            ("sessionId", self.session.as_deref().map(quoted)),
         ])
     }
 
@@ -95,21 +101,29 @@ fn session(within: Option<&RawValue>) -> Option<String> {
     found.id.map(Cow::into_owned)
 }
 
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+fn plain(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
 }
 
-/// Of fields that are there, as they are.
-fn object<const N: usize>(fields: [(&str, Option<&str>); N]) -> String {
+fn quoted(text: &str) -> Bytes {
+    serde_json::Value::from(text).to_string().into()
+}
+
+/// Of fields that are there, as they are. A long value becomes a part of its own.
+fn object<const N: usize>(fields: [(&str, Option<Bytes>); N]) -> Text {
+    let (mut parts, mut open) = (Vec::<Bytes>::new(), vec![b'{']);
     let there = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    let length: usize = there.clone().map(|(name, value)| name.len() + value.len() + 4).sum();
-    let mut text = String::with_capacity(length + 1);
-    for (name, value) in there {
-        text.push_str(if text.is_empty() { "{\"" } else { ",\"" });
-        text.push_str(name);
-        text.push_str("\":");
-        text.push_str(value);
+    for (index, (name, value)) in there.enumerate() {
+        open.extend_from_slice(if index == 0 { b"\"" } else { b",\"" });
+        open.extend_from_slice(name.as_bytes());
+        open.extend_from_slice(b"\":");
+        if value.len() > LONG {
+            parts.extend([std::mem::take(&mut open).into(), value]);
+        } else {
+            open.extend_from_slice(&value);
+        }
     }
-    text.push('}');
-    text
+    open.push(b'}');
+    parts.push(open.into());
+    parts.into_iter().collect()
 }

@@ -4,12 +4,12 @@ use futures_util::{Sink, SinkExt};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::budget::Share;
+use super::{budget::Share, text::Text};
 use crate::browser::{bridge::Bridge, pulse::OURS, relay::Broken, upstream::PLATFORM_MAX};
 
 /// What the browser's side is sent.
 pub enum Up {
-    Text(String, Option<Share>),
+    Text(Text, Option<Share>),
     Ping,
 }
 
@@ -29,9 +29,9 @@ pub async fn write(
         let Some(up) = queue.recv().await else {
             return std::future::pending().await;
         };
-        // Its bytes count until they have gone.
+        // Its bytes count until they have gone. It stays one frame: not all that may be there take others.
         let (message, _share) = match up {
-            Up::Text(text, share) => (Message::text(text), share),
+            Up::Text(text, share) => (Message::text(text.to_string()), share),
             Up::Ping => (Message::Ping(OURS.into()), None),
         };
         if let Err(error) = sink.send(message).await {

@@ -16,6 +16,7 @@
 //! * [`intake`]: messages of clients, from their first byte to their last.
 //! * [`pages`]: what `/json/list` and its kin say.
 //! * [`run`]: the task of one connection, from the dial to its end.
+//! * [`text`]: messages that are passed on, and the frames of long ones.
 
 mod budget;
 mod client;
@@ -25,6 +26,7 @@ mod far;
 mod intake;
 mod pages;
 mod run;
+mod text;
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -53,6 +55,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     budget::{Budget, Share},
     core::Place,
+    text::Text,
 };
 pub use self::{client::serve, pages::answer};
 use super::{
@@ -90,7 +93,7 @@ struct Seat {
 /// What a client is told.
 enum Down {
     Joined,
-    Text(String, Share),
+    Text(Text, Share),
     End(Farewell),
 }
 
@@ -282,7 +285,7 @@ pub fn fuzz(data: &[u8]) {
     let mut core = core::Core::default();
     for client in 0..2u64 {
         core.join(client, &Place::Browser);
-        core.browser_says(&format!(
+        core.browser_says(format!(
             r#"{{"id":{},"result":{{"sessionId":"S{client}"}}}}"#,
             client + 1
         ));

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use reqwest::Upgraded;
 use serde_json::Value;
 use tokio::{
@@ -23,7 +23,7 @@ use tokio::{
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Error, Message,
+        Error, Message, Utf8Bytes,
         protocol::{CloseFrame, Role, frame::coding::CloseCode},
     },
 };
@@ -34,6 +34,7 @@ use super::{
     core::{Core, Out},
     far::{Far, Up, cut, write},
     limits, part,
+    text::part_with,
 };
 use crate::{
     browser::{
@@ -171,10 +172,12 @@ impl Run {
         stream: &mut (impl Stream<Item = Result<Message, Error>> + Unpin),
     ) -> Result<Ended, Ended> {
         if let Some(said) = first {
-            self.heard(&said).await?;
+            self.heard(said.into()).await?;
         }
         let held = std::mem::take(&mut self.held);
         self.act(held, None).await?;
+        let mut stream = stream.peekable();
+        let budget = self.budget.clone();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looks = interval(LOOK_EVERY);
@@ -183,15 +186,24 @@ impl Run {
             let until = self.used + self.hub.upstream.idle();
             tokio::select! {
                 ask = self.asked.recv() => self.take(ask).await?,
-                message = stream.next() => match message {
-                    Some(Ok(Message::Text(text))) => self.heard(&text).await?,
+                // A long message is not read before there is any room beside the one before.
+                message = budget.some().then(|()| stream.next()) => match message {
+                    Some(Ok(Message::Text(text))) => {
+                        part_with(&text, &mut stream);
+                        self.heard(text).await?;
+                    }
                     Some(Ok(Message::Close(frame))) => return Ok(Ended::Goodbye(frame)),
                     Some(Ok(_)) => {}
                     Some(Err(error)) => return Ok(Ended::Broken(cut(error))),
                     None => return Ok(Ended::Broken(Broken::Cut("it ended without a goodbye".into()))),
                 },
                 _ = ticks.tick(), if matches!(self.far, Far::Shim(_)) => self.tick().await?,
-                _ = looks.tick() => self.ping(),
+                _ = looks.tick() => {
+                    if budget.is_spent() {
+                        self.wait_on();
+                    }
+                    self.ping();
+                }
                 () = sleep_until(until), if self.seats.is_empty() && self.own.is_empty() => {
                     if self.hub.retire(&self.asked, true) {
                         return Ok(Ended::Unused);
@@ -215,7 +227,7 @@ impl Run {
             }
             Some(Ask::Says(client, text, share)) => {
                 of_client = Some(share);
-                self.core.client_says(client, &text)
+                self.core.client_says(client, text)
             }
             Some(Ask::Leave(client)) => {
                 self.seats.remove(&client);
@@ -232,12 +244,13 @@ impl Run {
     }
 
     /// Takes in what the browser's side says.
-    async fn heard(&mut self, text: &str) -> Result<(), Ended> {
+    async fn heard(&mut self, text: Utf8Bytes) -> Result<(), Ended> {
         let outs = match &mut self.far {
             Far::Unknown => Vec::new(),
             Far::Browser => self.core.browser_says(text),
             Far::Shim(bridge) => {
-                let outs = bridge.shim_says(text);
+                let outs = bridge.shim_says(&text);
+                drop(text);
                 self.bridged(outs, None)
             }
         };
@@ -257,8 +270,8 @@ impl Run {
         let mut outs_of_core = Vec::new();
         for out in outs {
             match out {
-                bridge::Out::Shim(message) => drop(self.up.send(Up::Text(message.to_string(), share.take()))),
-                bridge::Out::Client(message) => outs_of_core.extend(self.core.browser_says(&message.to_string())),
+                bridge::Out::Shim(message) => drop(self.up.send(Up::Text(message.to_string().into(), share.take()))),
+                bridge::Out::Client(message) => outs_of_core.extend(self.core.browser_says(message.to_string())),
             }
         }
         outs_of_core
@@ -271,7 +284,7 @@ impl Run {
                     Far::Unknown => self.held.push_back(Out::Browser(text)),
                     Far::Browser => drop(self.up.send(Up::Text(text, share.take()))),
                     Far::Shim(bridge) => {
-                        let said = bridge.client_says(&text);
+                        let said = bridge.client_says(&text.to_string());
                         outs.extend(self.bridged(said, share.take()));
                     }
                 },
@@ -309,14 +322,17 @@ impl Run {
             tokio::select! {
                 biased;
                 share = &mut share => return share,
-                () = sleep(LOOK_EVERY) => {
-                    if let Some(watch) = &self.watch {
-                        watch.pulse().pause();
-                    }
-                    self.evict();
-                }
+                () = sleep(LOOK_EVERY) => self.wait_on(),
             }
         }
+    }
+
+    /// There is no room: the browser is not listened to, and cannot be held to its silence.
+    fn wait_on(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.pulse().pause();
+        }
+        self.evict();
     }
 
     fn evict(&mut self) {

@@ -51,6 +51,16 @@ pub fn resident(pid: i32) -> u64 {
     1024 * resident.trim_end_matches(" kB").parse::<u64>().unwrap_or(0)
 }
 
+/// The most of it since [`forget_peak`].
+pub fn peak(pid: i32) -> u64 {
+    let peak = status(pid, "VmHWM").unwrap_or_default();
+    1024 * peak.trim_end_matches(" kB").parse::<u64>().unwrap_or(0)
+}
+
+pub fn forget_peak(pid: i32) {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
+}
+
 /// The pid here of a process that is `inside` in the PID namespace of `init`.
 ///
 /// # Panics

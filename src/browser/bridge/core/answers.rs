@@ -1,8 +1,10 @@
 //! What the shim's answers, and the agent's in the page, become.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
-use super::{Asked, Bridge, Out, STREAMS, evaluate};
+use super::{Asked, Bridge, Out, STREAMED, STREAMS, evaluate};
 
 impl Bridge {
     pub(super) fn answered(&mut self, asked: Asked, result: Value, error: Option<String>) -> Vec<Out> {
@@ -39,8 +41,11 @@ impl Bridge {
                 let data = result["data"].as_str().unwrap_or_default().to_owned();
                 self.counter += 1;
                 let handle = self.counter.to_string();
-                while self.streams.len() >= STREAMS {
-                    self.streams.pop_first();
+                let held = |streams: &BTreeMap<String, String>| streams.values().map(String::len).sum::<usize>();
+                while self.streams.len() >= STREAMS || held(&self.streams) + data.len() > STREAMED {
+                    if self.streams.pop_first().is_none() {
+                        break;
+                    }
                 }
                 self.streams.insert(handle.clone(), data);
                 vec![reply.ok(json!({ "data": "", "stream": handle }))]
