@@ -117,6 +117,17 @@ impl Watch {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a ping is due, which then counts as sent.
+    pub fn takes_ping(&self) -> bool {
+        let now = Instant::now();
+        let mut pulse = self.pulse();
+        let is_due = pulse.is_ping_due(now);
+        if is_due {
+            pulse.pinged(now);
+        }
+        is_due
+    }
+
     /// Ends when `is_gone` says so of the pulse.
     pub async fn ends(&self, is_gone: impl Fn(&Pulse, Instant) -> bool) {
         loop {

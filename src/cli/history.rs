@@ -78,7 +78,12 @@ impl Which {
     }
 
     pub fn find(&self, history: &History) -> Result<CommitId, Failure> {
-        Ok(self.first(history, |id| Ok(history.info(id).map(drop)?))?.id)
+        Ok(self.readable(history)?.id)
+    }
+
+    /// As [`Which::first`], of which only the description is looked at.
+    pub fn readable(&self, history: &History) -> Result<Chosen<()>, Failure> {
+        self.first(history, |id| Ok(history.info(id).map(drop)?))
     }
 
     /// The commit of that id; or else the newest that fits and is not damaged, as far as `make` looks at it, and it is

@@ -180,7 +180,7 @@ fn check(which: &Which, all: bool, place: Where, json: bool, file: Option<&Path>
                 .collect(),
         )
     } else {
-        let chosen = which.first(&history, |id| Ok(history.info(id).map(drop)?))?;
+        let chosen = which.readable(&history)?;
         (vec![chosen.id], chosen.passed)
     };
     let found = verify(&history, &ids, &Progress::default())?;

@@ -584,6 +584,12 @@ async fn settled(said: &AtomicUsize) {
     }
 }
 
+fn wait_for_port(cdp: u16) {
+    eventually("the port", PATIENCE, || {
+        http::request("GET", cdp, "/json/version", None, "").ok()
+    });
+}
+
 /// Long answers cost about one of them, however many are on the way to a client, and nothing once they are there.
 #[test]
 fn long_answers_cost_about_one_of_them() {
@@ -592,9 +598,7 @@ fn long_answers_cost_about_one_of_them() {
     let (worker, ..) = runtime.block_on(browser());
     let (disk, cdp) = (Disk::new(), free_port());
     let container = behind_a_worker(&disk, &worker, &format!("127.0.0.1:{cdp}"));
-    eventually("the port", PATIENCE, || {
-        http::request("GET", cdp, "/json/version", None, "").ok()
-    });
+    wait_for_port(cdp);
     let init = container.init.as_raw();
     runtime.block_on(async {
         let mut client = tab(cdp).await;
@@ -643,9 +647,7 @@ fn messages_that_do_not_end_cost_little_and_stall_nobody_for_long() {
     let (worker, ..) = runtime.block_on(browser());
     let (disk, cdp) = (Disk::new(), free_port());
     let container = behind_a_worker(&disk, &worker, &format!("127.0.0.1:{cdp}"));
-    eventually("the port", PATIENCE, || {
-        http::request("GET", cdp, "/json/version", None, "").ok()
-    });
+    wait_for_port(cdp);
     let idle = process::resident(container.init.as_raw());
     let above = || process::resident(container.init.as_raw()).saturating_sub(idle);
     runtime.block_on(async {
@@ -688,9 +690,7 @@ fn one_stalled_reader_costs_little_and_stalls_nobody_for_long() {
     let (disk, cdp) = (Disk::new(), free_port());
     let addr = format!("127.0.0.1:{cdp}");
     let container = behind_a_worker(&disk, &worker, &addr);
-    eventually("the port", PATIENCE, || {
-        http::request("GET", cdp, "/json/version", None, "").ok()
-    });
+    wait_for_port(cdp);
     let idle = process::resident(container.init.as_raw());
     runtime.block_on(async {
         let mut stalled = tab(cdp).await;

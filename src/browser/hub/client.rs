@@ -6,7 +6,7 @@ use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::mpsc::UnboundedReceiver,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval},
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -123,7 +123,7 @@ async fn write(
                 None => return End::Ours(Farewell::new(1011, "the browser is gone")),
             },
             _ = looks.tick() => {
-                if !is_ping_due(watch) {
+                if !watch.takes_ping() {
                     continue;
                 }
                 sink.send(Message::Ping(OURS.into())).await
@@ -133,17 +133,6 @@ async fn write(
             return Broken::ClientGone.into();
         }
     }
-}
-
-/// If so, it counts as sent.
-fn is_ping_due(watch: &Watch) -> bool {
-    let now = Instant::now();
-    let mut pulse = watch.pulse();
-    let is_due = pulse.is_ping_due(now);
-    if is_due {
-        pulse.pinged(now);
-    }
-    is_due
 }
 
 async fn send(

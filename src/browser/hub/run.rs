@@ -355,12 +355,7 @@ impl Run {
     }
 
     fn ping(&self) {
-        let now = Instant::now();
-        let Some(mut pulse) = self.watch.as_ref().map(Watch::pulse) else {
-            return;
-        };
-        if pulse.is_ping_due(now) {
-            pulse.pinged(now);
+        if self.watch.as_ref().is_some_and(Watch::takes_ping) {
             let _ = self.up.send(Up::Ping);
         }
     }

@@ -304,17 +304,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::state::model::Entry;
-
-    fn dir() -> Entry {
-        Entry {
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            mtime_ns: 0,
-            kind: Kind::Dir,
-        }
-    }
+    use crate::state::tests::kit::dir;
 
     proptest! {
         #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::{
-    kit::{Kit, meta},
+    kit::{Kit, dir, meta},
     restored,
 };
 use crate::state::{
@@ -11,16 +11,6 @@ use crate::state::{
     model::{CommitId, Delta, Entry, Extent, Hash, Kind, Reason, Tree},
     segment::{SegmentError, SegmentWriter, Source, reader::ReadError},
 };
-
-fn dir() -> Entry {
-    Entry {
-        mode: 0o755,
-        uid: 0,
-        gid: 0,
-        mtime_ns: 0,
-        kind: Kind::Dir,
-    }
-}
 
 fn entry(kind: Kind) -> Entry {
     Entry { kind, ..dir() }

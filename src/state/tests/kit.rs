@@ -147,6 +147,17 @@ pub fn meta(id: CommitId, base: Option<CommitId>, reason: Reason) -> Meta {
     }
 }
 
+/// A directory of nobody in particular.
+pub fn dir() -> Entry {
+    Entry {
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime_ns: 0,
+        kind: Kind::Dir,
+    }
+}
+
 /// Reads a directory into a tree under the root `state`, putting every chunk.
 pub fn scan(dir: &Path, writer: &mut SegmentWriter) -> Tree {
     let mut tree = Tree::new();

@@ -18,9 +18,7 @@ pub(super) struct Paused {
 impl Bridge {
     /// Shows a session its page's requests from now on.
     pub(super) fn intercept(&mut self, reply: &Reply, session: &str, target: &str) -> Vec<Out> {
-        if let Some(Of::Page { intercepts, .. }) = self.sessions.get_mut(session).map(|session| &mut session.of) {
-            *intercepts = true;
-        }
+        self.set_intercepts(session, true);
         let Some(found) = self.targets.get_mut(target) else {
             return vec![reply.error("No target with given id found")];
         };
@@ -37,12 +35,16 @@ impl Bridge {
 
     /// Does so no more; what it has not judged yet goes on.
     pub(super) fn let_pass(&mut self, reply: &Reply, session: &str) -> Vec<Out> {
-        if let Some(Of::Page { intercepts, .. }) = self.sessions.get_mut(session).map(|session| &mut session.of) {
-            *intercepts = false;
-        }
+        self.set_intercepts(session, false);
         let mut outs = self.release();
         outs.push(reply.ok(json!({})));
         outs
+    }
+
+    fn set_intercepts(&mut self, session: &str, wanted: bool) {
+        if let Some(Of::Page { intercepts, .. }) = self.sessions.get_mut(session).map(|session| &mut session.of) {
+            *intercepts = wanted;
+        }
     }
 
     /// A client's word on a request.
