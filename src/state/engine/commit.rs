@@ -1,6 +1,9 @@
 //! Making one commit.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use ulid::Ulid;
@@ -139,9 +142,6 @@ impl Engine {
 
     fn commit_changes(&mut self, reason: Reason, changes: &mut Changes) -> Result<(), Failure> {
         let (began, time) = (Instant::now(), Timestamp::now());
-        if changes.rescan.is_some() {
-            self.watch.forget_blindness();
-        }
         if self.upkeep.is_to_begin_anew() {
             self.begin_anew();
         }
@@ -181,17 +181,29 @@ impl Engine {
         Ok(())
     }
 
-    /// Captures again where something is removed and something else could not be read any more: it may be the same, on
-    /// its way to a third name.
+    /// Captures again where something is removed that may have another name, under which it was not seen: it could not
+    /// be read any more, being on its way to a third, or it came to a directory that is not watched after that had been
+    /// listed. Whatever is known to be gone before all directories are listed is gone, or is found.
     fn capture(&self, id: CommitId, changes: &mut Changes) -> Result<(SegmentWriter<'_>, Captured), SegmentError> {
         let mut tries = 1;
+        let mut known = BTreeSet::new();
         loop {
+            if changes.rescan.is_some() {
+                self.watch.forget_blindness();
+            }
             let mut writer = SegmentWriter::new(&self.head, &self.settings.spool, id, self.history.key())?;
             let roots = &self.roots;
             let captured = capture::capture(roots, &self.head, &self.memory, &self.watch, changes, &mut writer)?;
-            if !captured.vanished || captured.delta.remove.is_empty() || tries >= CAPTURES {
+            let removed = BTreeSet::from_iter(captured.delta.remove.iter().cloned());
+            let unseen = self.watch.blind().is_some() && !removed.is_subset(&known);
+            let moving = captured.vanished && !removed.is_empty();
+            if !unseen && !moving || tries >= CAPTURES {
                 return Ok((writer, captured));
             }
+            if unseen {
+                changes.lost("something may have gone where nothing is watched");
+            }
+            known = removed;
             tries += 1;
         }
     }

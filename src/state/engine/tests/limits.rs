@@ -139,6 +139,22 @@ fn blind() {
         let tree = history.load(meta.id).unwrap().tree().clone();
         assert!(tree.contains_key(format!("state/{n}/asked").as_bytes()), "{n}");
     }
+    // What goes where nothing is watched is in every commit, under one name or the other.
+    for n in 0..20 {
+        let name = format!("state/moved-{n}");
+        fs::rename(
+            place.join(format!("live/moved-{n}")),
+            place.join(format!("live/{n}/moved")),
+        )
+        .unwrap();
+        loop {
+            let tree = committed();
+            if !tree.contains_key(name.as_bytes()) {
+                assert!(tree.contains_key(format!("state/{n}/moved").as_bytes()), "{n}");
+                break;
+            }
+        }
+    }
     println!("found all");
 }
 
@@ -147,6 +163,7 @@ fn directories_that_cannot_be_watched_are_scanned() {
     let dir = tempfile::tempdir().unwrap();
     for n in 0..20 {
         fs::create_dir_all(dir.path().join(format!("live/{n}"))).unwrap();
+        fs::write(dir.path().join(format!("live/moved-{n}")), "1").unwrap();
     }
     let child = again_with_few_watches(module_path!(), "blind", BLIND, dir.path())
         .wait_with_output()
