@@ -34,7 +34,7 @@ use crate::{
     support::{
         PATIENCE,
         browser::{Chromium, Worker, behind_a_worker, port},
-        container::Disk,
+        container::{Disk, with_gateway_and},
         eventually, free_port, http, process,
     },
 };
@@ -176,6 +176,8 @@ async fn clients_behind_a_worker_share_one_browser() {
     assert_ne!(theirs, session);
     one.evaluate("globalThis.mark = 'made by one'", Some(&session)).await;
     assert_eq!(other.evaluate("mark", Some(&theirs)).await, "made by one");
+    // A long command goes up in several frames.
+    assert_eq!(one.evaluate(&long_expression(), Some(&session)).await, 5 << 20);
     let (socket, _) = connect_async(found["webSocketDebuggerUrl"].as_str().unwrap())
         .await
         .unwrap();
@@ -191,6 +193,11 @@ async fn clients_behind_a_worker_share_one_browser() {
     close(port, &page).await;
     assert_eq!(closed(&mut third.socket).await.code, CloseCode::Normal);
     assert_eq!(connects(&mut said), 1, "one browser for all of this");
+}
+
+/// Whose value is its own length, less a few.
+fn long_expression() -> String {
+    format!("'{}'.length", "x".repeat(5 << 20))
 }
 
 /// Waits for the end of a connection that was said goodbye to.
@@ -334,6 +341,7 @@ async fn clients_behind_moltworkers_shim_share_one_browser_too() {
     one.ask("Runtime.enable", json!({}), Some(&mine)).await;
     one.evaluate("globalThis.mark = 'made by one'", Some(&mine)).await;
     assert_eq!(other.evaluate("mark", Some(&theirs)).await, "made by one");
+    assert_eq!(one.evaluate(&long_expression(), Some(&mine)).await, 5 << 20);
     let refused = other.ask("Page.enable", json!({}), Some(&mine)).await;
     assert_eq!(refused["error"]["message"], "Session with given id not found.");
     // Each is told what it wants to know, and no more.
@@ -430,6 +438,10 @@ async fn answer(
                     data.extend(std::iter::repeat_n('x', long - data.len() - 'é'.len_utf8()));
                     data.push('é');
                     json!({ "data": data })
+                }
+                "Long.command" => {
+                    let data = command["params"]["data"].as_str().unwrap();
+                    json!({ "bytes": data.len(), "ends": data.ends_with('é') })
                 }
                 _ => command["params"].clone(),
             };
@@ -590,9 +602,10 @@ fn wait_for_port(cdp: u16) {
     });
 }
 
-/// Long answers cost about one of them, however many are on the way to a client, and nothing once they are there.
+/// Long answers cost about one of them, however many are on the way to a client, and nothing once they are there; and so do
+/// commands.
 #[test]
-fn long_answers_cost_about_one_of_them() {
+fn long_messages_cost_about_one_of_them() {
     const ANSWERS: usize = 8;
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (worker, ..) = runtime.block_on(browser());
@@ -605,6 +618,27 @@ fn long_answers_cost_about_one_of_them() {
         client.ask("A.b", json!({}), None).await;
         for mib in [8, 16, 31] {
             let idle = process::resident(init);
+            process::forget_peak(init);
+            let data = format!("{}é", "x".repeat((mib << 20) - 2));
+            for _ in 0..ANSWERS {
+                let asked = json!({ "id": 1, "method": "Long.command", "params": { "data": data } });
+                if let Err(error) = client.socket.send(Message::text(asked.to_string())).await {
+                    panic!("{error}: {:?}; {container}", closed(&mut client.socket).await);
+                }
+            }
+            for _ in 0..ANSWERS {
+                let Message::Text(text) = next(&mut client.socket).await else {
+                    panic!("no answer");
+                };
+                let answer: Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(answer["result"], json!({ "bytes": mib << 20, "ends": true }));
+            }
+            let above = process::peak(init).saturating_sub(idle);
+            println!(
+                "{} KiB above idle at most with {ANSWERS} commands of {mib} MiB",
+                above >> 10
+            );
+            assert!(above < 64 << 20, "{above} bytes above idle");
             process::forget_peak(init);
             let begun = Instant::now();
             for id in 0..ANSWERS {
@@ -638,6 +672,40 @@ fn long_answers_cost_about_one_of_them() {
     });
 }
 
+/// The shim's are not passed on as they are, but taken apart and made anew; and it says a value twice.
+#[test]
+fn long_answers_through_moltworkers_shim_are_held_few_times() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let chromium = Chromium::start();
+    let shim = Worker::shim(&chromium);
+    let (disk, cdp) = (Disk::new(), free_port());
+    let env = [
+        ("WORKER_URL", shim.url.as_str()),
+        ("CDP_SECRET", "shim-secret"),
+        ("MOLTINIT_CDP_ADDR", &format!("127.0.0.1:{cdp}")),
+    ];
+    let container = with_gateway_and(&disk, &disk.path("store"), r#"["sleep", "100000"]"#, &env);
+    container.wait_for("/readyz", PATIENCE);
+    wait_for_port(cdp);
+    let init = container.init.as_raw();
+    runtime.block_on(async {
+        let mut client = tab(cdp).await;
+        let page = client.open("about:blank").await;
+        let session = client.attach(&page).await;
+        for mib in [4, 8, 15] {
+            let idle = process::resident(init);
+            process::forget_peak(init);
+            let found = client
+                .evaluate(&format!("'x'.repeat({})", mib << 20), Some(&session))
+                .await;
+            assert_eq!(found.as_str().map(str::len), Some(mib << 20));
+            let above = process::peak(init).saturating_sub(idle);
+            println!("{} KiB above idle at most with an answer of {mib} MiB", above >> 10);
+            assert!(above < 64 << 20, "{above} bytes above idle with an answer of {mib} MiB");
+        }
+    });
+}
+
 /// Clients that begin long messages and do not end them take little memory, and keep nobody from being served; and
 /// they make room for each other.
 #[test]
@@ -653,20 +721,17 @@ fn messages_that_do_not_end_cost_little_and_stall_nobody_for_long() {
     runtime.block_on(async {
         let mut other = tab(cdp).await;
         other.ask("A.b", json!({}), None).await;
-        let mut beginners = Vec::new();
-        for _ in 0..16 {
-            let mut client = tab(cdp).await;
-            client.ask("A.b", json!({}), None).await;
-            let mut beginning = vec![0x81, 0xff];
-            beginning.extend((LONG as u64).to_be_bytes());
-            beginning.extend([0; 4]);
-            beginning.resize(LONG - (1 << 20), b' ');
-            beginners.push(tokio::spawn(async move {
-                // Until it is taken, or nobody is there who would.
-                let _ = client.socket.get_mut().write_all(&beginning).await;
-                client
-            }));
-        }
+        // Before all others one that never stops altogether.
+        let mut first = begun(cdp, LONG).await;
+        let trickling = tokio::spawn(async move {
+            loop {
+                if let Ok(frame) = tokio::time::timeout(Duration::from_millis(100), closed(&mut first)).await {
+                    return frame;
+                }
+                first.get_mut().write_all(b" ").await.unwrap();
+            }
+        });
+        let beginners: Vec<_> = (1..16).map(|_| tokio::spawn(begun(cdp, LONG))).collect();
         let mut most = 0;
         for _ in 0..50 {
             other.ask("A.b", json!({}), None).await;
@@ -675,10 +740,26 @@ fn messages_that_do_not_end_cost_little_and_stall_nobody_for_long() {
         }
         println!("{} KiB above idle with 16 messages that do not end", most >> 10);
         assert!(most < 64 << 20, "{most} bytes above idle");
-        let mut first = soon(beginners.remove(0)).await.unwrap();
-        let frame = closed(&mut first.socket).await;
+        let frame = soon(trickling).await.unwrap();
+        assert!(frame.reason.contains("in the middle"), "{frame:?}");
+        // Now it is the next one's turn.
+        let (mut second, ..) = soon(futures_util::future::select_all(beginners)).await;
+        let frame = closed(second.as_mut().unwrap()).await;
         assert!(frame.reason.contains("in the middle"), "{frame:?}");
     });
+}
+
+/// A client that has sent all but the last mebibyte of a message so long.
+async fn begun(port: u16, long: usize) -> Client {
+    let mut client = tab(port).await;
+    client.ask("A.b", json!({}), None).await;
+    let mut beginning = vec![0x81, 0xff];
+    beginning.extend((long as u64).to_be_bytes());
+    beginning.extend([0; 4]);
+    beginning.resize(long - (1 << 20), b' ');
+    // Until it is taken, or nobody is there who would.
+    let _ = client.socket.get_mut().write_all(&beginning).await;
+    client.socket
 }
 
 /// Of sixteen clients one takes nothing of what it asked for: what waits for it is bounded, the others get their answers,

@@ -37,7 +37,9 @@
     const odd = type === "bigint" ? `${value}n` : Object.is(value, -0) ? "-0" : String(value);
     if (type === "bigint" || (type === "number" && (!Number.isFinite(value) || Object.is(value, -0))))
       return { type, unserializableValue: odd, description: odd };
-    if (Object(value) !== value && type !== "symbol") return { type, value, description: String(value) };
+    // Nor do browsers describe what says it all.
+    if (type === "string" || type === "boolean") return { type, value };
+    if (type === "number") return { type, value, description: odd };
     if (byValue) return { type, value: type === "object" ? value : {} };
     const className = value.constructor?.name ?? "Object";
     const description = value instanceof Error ? value.stack ?? String(value) : className;

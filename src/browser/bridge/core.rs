@@ -5,9 +5,13 @@ mod commands;
 mod fetch;
 mod targets;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
+};
 
-use serde_json::{Map, Value, json};
+use serde::Deserialize;
+use serde_json::{Map, Value, json, value::RawValue};
 
 use self::{
     fetch::{Judged, Paused},
@@ -95,6 +99,11 @@ enum Asked {
 }
 
 impl Asked {
+    /// It is the agent in the page that answers.
+    fn is_of_agent(&self) -> bool {
+        matches!(self, Asked::InPage(..) | Asked::Arrived(..))
+    }
+
     /// The page in which a client waits for something.
     fn in_page(&self) -> Option<&String> {
         match self {
@@ -102,6 +111,38 @@ impl Asked {
             _ => None,
         }
     }
+}
+
+/// A message of the shim's. What may be long of it is not looked into yet.
+#[derive(Debug, Deserialize)]
+struct Said<'a> {
+    #[serde(default)]
+    id: Value,
+    #[serde(borrow)]
+    method: Option<Cow<'a, str>>,
+    #[serde(default)]
+    params: Value,
+    #[serde(borrow)]
+    result: Option<&'a RawValue>,
+    #[serde(default)]
+    error: Value,
+}
+
+/// What the agent in the page gave, without all else that the shim says of it, and still spelled as a string of JSON: that
+/// it is read only when the shim's message is gone keeps few copies of it at a time.
+fn agents_text(result: &RawValue) -> Value {
+    #[derive(Deserialize)]
+    struct Evaluated<'a> {
+        #[serde(borrow)]
+        result: Given<'a>,
+    }
+    #[derive(Deserialize)]
+    struct Given<'a> {
+        #[serde(borrow)]
+        value: &'a RawValue,
+    }
+    let evaluated = serde_json::from_str::<Evaluated<'_>>(result.get());
+    evaluated.map_or(Value::Null, |evaluated| evaluated.result.value.get().into())
 }
 
 /// Who waits for an answer.
@@ -112,8 +153,9 @@ struct Reply {
 }
 
 impl Reply {
-    fn with(&self, body: (&str, Value)) -> Out {
-        let mut message = json!({ "id": self.id, body.0: body.1 });
+    fn with(&self, (name, value): (&str, Value)) -> Out {
+        let mut message = json!({ "id": self.id });
+        message[name] = value;
         if let Some(session) = &self.session {
             message["sessionId"] = json!(session);
         }
@@ -145,7 +187,7 @@ pub struct Bridge {
 
 impl Bridge {
     /// Takes a message of the client's.
-    pub fn client_says(&mut self, text: &str) -> Vec<Out> {
+    pub fn client_says(&mut self, text: impl AsRef<str>) -> Vec<Out> {
         let Some(mut message) = message(text) else {
             return Vec::new();
         };
@@ -178,26 +220,32 @@ impl Bridge {
     }
 
     /// Takes a message of the shim's.
-    pub fn shim_says(&mut self, text: &str) -> Vec<Out> {
-        let Some(mut message) = message(text) else {
+    pub fn shim_says(&mut self, text: impl AsRef<str>) -> Vec<Out> {
+        let Ok(said) = serde_json::from_str::<Said<'_>>(text.as_ref()) else {
             return Vec::new();
         };
-        match message["method"].as_str() {
-            Some("Target.targetCreated") => return self.created(&message["params"]["targetInfo"]),
+        match said.method.as_deref() {
+            Some("Target.targetCreated") => return self.created(&said.params["targetInfo"]),
             Some("Target.targetDestroyed") => {
-                let id = message["params"]["targetId"].as_str().unwrap_or_default().to_owned();
+                let id = said.params["targetId"].as_str().unwrap_or_default().to_owned();
                 return self.destroyed(&id);
             }
-            Some("Fetch.requestPaused") => return self.paused(&message["params"]),
+            Some("Fetch.requestPaused") => return self.paused(&said.params),
             // Its other events name the wrong frame, and are made up here.
             Some(_) => return Vec::new(),
             None => {}
         }
-        let Some(asked) = message["id"].as_u64().and_then(|id| self.asked.remove(&id)) else {
+        let Some(asked) = said.id.as_u64().and_then(|id| self.asked.remove(&id)) else {
             return Vec::new();
         };
-        let error = message["error"]["message"].as_str().map(str::to_owned);
-        self.answered(asked, message["result"].take(), error)
+        let error = said.error["message"].as_str().map(str::to_owned);
+        let result = match said.result {
+            Some(result) if asked.is_of_agent() => agents_text(result),
+            Some(result) => serde_json::from_str(result.get()).unwrap_or_default(),
+            None => Value::Null,
+        };
+        drop(text);
+        self.answered(asked, result, error)
     }
 
     /// Looks at pages that something may have become of. To be called a few times a second.
@@ -300,12 +348,14 @@ impl Bridge {
 }
 
 /// Anything else than an object is no message.
-fn message(text: &str) -> Option<Value> {
-    serde_json::from_str(text).ok().filter(Value::is_object)
+/// Takes the text, as it may be long.
+fn message(text: impl AsRef<str>) -> Option<Value> {
+    serde_json::from_str(text.as_ref()).ok().filter(Value::is_object)
 }
 
 fn event(method: &str, params: Value, session: Option<&str>) -> Out {
-    let mut message = json!({ "method": method, "params": params });
+    let mut message = json!({ "method": method });
+    message["params"] = params;
     if let Some(session) = session {
         message["sessionId"] = json!(session);
     }

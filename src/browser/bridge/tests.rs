@@ -16,7 +16,7 @@ fn say(bridge: &mut Bridge, id: u64, session: Option<&str>, method: &str, params
     if let Some(session) = session {
         message["sessionId"] = json!(session);
     }
-    bridge.client_says(&message.to_string())
+    bridge.client_says(message.to_string())
 }
 
 /// A page's session of a client that attaches by itself.
@@ -56,7 +56,7 @@ fn page_says(bridge: &mut Bridge, command: &Value, document: &str, body: Value) 
     said.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
     let answer =
         json!({ "id": command["id"], "result": { "result": { "type": "string", "value": said.to_string() } } });
-    bridge.shim_says(&answer.to_string())
+    bridge.shim_says(answer.to_string())
 }
 
 fn methods(outs: &[Out]) -> Vec<&str> {
@@ -126,7 +126,7 @@ fn a_new_document_makes_the_events_of_a_navigation() {
     );
     // Cloudflare's Puppeteer says `errorText` for any answer that is not 2xx.
     let done = json!({ "id": id, "result": { "frameId": "T", "errorText": "Navigation failed" } });
-    let look = asked(&bridge.shim_says(&done.to_string())).clone();
+    let look = asked(&bridge.shim_says(done.to_string())).clone();
     let outs = page_says(&mut bridge, &look, "d2", json!({ "result": {} }));
     let said = methods(&outs);
     let at = |method: &str| {
@@ -154,7 +154,7 @@ fn a_page_that_nobody_has_looked_at_yet_navigates_too() {
     let session = attached(&mut bridge);
     let id = navigate(&mut bridge, &session, json!({ "url": "https://a.example/" }));
     let done = json!({ "id": id, "result": {} });
-    let look = asked(&bridge.shim_says(&done.to_string())).clone();
+    let look = asked(&bridge.shim_says(done.to_string())).clone();
     let outs = page_says(&mut bridge, &look, "d1", json!({ "result": {} }));
     assert!(methods(&outs).contains(&"Page.frameNavigated"));
 }
@@ -169,7 +169,7 @@ fn a_look_during_a_navigation_is_not_taken_for_its_end() {
         let id = navigate(&mut bridge, &session, json!({ "url": "https://a.example/" }));
         let outs = page_says(&mut bridge, &look, seen, json!({ "result": {} }));
         assert!(!methods(&outs).contains(&"Page.frameNavigated"), "{seen}: {outs:?}");
-        let arrived = asked(&bridge.shim_says(&json!({ "id": id, "result": {} }).to_string())).clone();
+        let arrived = asked(&bridge.shim_says(json!({ "id": id, "result": {} }).to_string())).clone();
         let outs = page_says(&mut bridge, &arrived, "d1", json!({ "result": {} }));
         let navigated = methods(&outs)
             .into_iter()
@@ -187,7 +187,7 @@ fn a_page_that_cannot_be_reached_is_no_error_of_the_command() {
     let session = attached(&mut bridge);
     let id = navigate(&mut bridge, &session, json!({ "url": "http://nowhere.invalid" }));
     let failed = json!({ "id": id, "error": { "code": -32000, "message": "net::ERR_NAME_NOT_RESOLVED at http://nowhere.invalid" } });
-    let outs = bridge.shim_says(&failed.to_string());
+    let outs = bridge.shim_says(failed.to_string());
     assert!(
         matches!(&outs[..], [Out::Client(answer)] if answer["result"]["errorText"] == "net::ERR_NAME_NOT_RESOLVED")
     );
@@ -283,7 +283,7 @@ fn each_session_of_the_browser_is_told_what_it_wants_to_know() {
         outs.into_iter().map(of).collect()
     };
     let event = |method: &str, session: &String| (method.to_owned(), session.clone());
-    let created = bridge.shim_says(&GREETING.replace("\"T\"", "\"U\""));
+    let created = bridge.shim_says(GREETING.replace("\"T\"", "\"U\""));
     let created_of_discovers = event("Target.targetCreated", &discovers);
     let expected = [
         created_of_discovers.clone(),
@@ -309,7 +309,7 @@ fn each_session_of_the_browser_is_told_what_it_wants_to_know() {
     );
     let outs = say(&mut bridge, 6, Some(&page), "Page.enable", json!({}));
     assert!(matches!(&outs[..], [Out::Client(answer)] if answer.get("error").is_some()));
-    let outs = bridge.shim_says(&GREETING.replace("\"T\"", "\"V\""));
+    let outs = bridge.shim_says(GREETING.replace("\"T\"", "\"V\""));
     assert_eq!(told(outs).len(), 2);
 }
 
@@ -370,12 +370,12 @@ fn streams_that_nobody_reads_are_not_kept_for_ever() {
 
 fn stopped(bridge: &mut Bridge, id: &str) -> Vec<Out> {
     let params = json!({ "requestId": id, "request": { "url": "https://a.example/", "method": "GET", "headers": {} }, "frameId": "T", "resourceType": "document" });
-    bridge.shim_says(&json!({ "method": "Fetch.requestPaused", "params": params }).to_string())
+    bridge.shim_says(json!({ "method": "Fetch.requestPaused", "params": params }).to_string())
 }
 
 fn answer(bridge: &mut Bridge, outs: &[Out], body: (&str, Value)) -> Vec<Out> {
     let id = asked(outs)["id"].clone();
-    bridge.shim_says(&json!({ "id": id, body.0: body.1 }).to_string())
+    bridge.shim_says(json!({ "id": id, body.0: body.1 }).to_string())
 }
 
 #[test]
@@ -471,7 +471,7 @@ fn a_pdf_is_streamed_in_pieces() {
     assert!(asked(&outs)["params"].get("transferMode").is_none());
     let data = "QUJD".repeat(PIECE / 4 + 1);
     let answer = json!({ "id": asked(&outs)["id"], "result": { "data": data } });
-    let Out::Client(answer) = &bridge.shim_says(&answer.to_string())[0] else {
+    let Out::Client(answer) = &bridge.shim_says(answer.to_string())[0] else {
         panic!()
     };
     let handle = answer["result"]["stream"].clone();
@@ -520,7 +520,7 @@ proptest! {
                 match out {
                     Out::Client(message) => answers += usize::from(message["id"] == json!(100 + id)),
                     Out::Shim(command) => outs.extend(match fails {
-                        true => bridge.shim_says(&json!({ "id": command["id"], "error": { "message": "Unknown domain" } }).to_string()),
+                        true => bridge.shim_says(json!({ "id": command["id"], "error": { "message": "Unknown domain" } }).to_string()),
                         false => page_says(&mut bridge, &command, "d", json!({ "result": {} })),
                     }),
                 }
@@ -535,6 +535,6 @@ proptest! {
         let mut bridge = greeted();
         bridge.client_says(&text);
         bridge.shim_says(&text);
-        bridge.shim_says(&json!({ "id": id, "result": text }).to_string());
+        bridge.shim_says(json!({ "id": id, "result": text }).to_string());
     }
 }

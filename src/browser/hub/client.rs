@@ -13,7 +13,14 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, protocol::Role},
 };
 
-use super::{Down, Farewell, Hub, Member, Says, core::Place, intake::Metered, limits, part, text::part_with};
+use super::{
+    Down, Farewell, Hub, Member, Says,
+    apart::Apart,
+    core::Place,
+    intake::{Given, Metered},
+    limits, part,
+    text::part_with,
+};
 use crate::browser::{
     pulse::{LOOK_EVERY, OURS, Pulse, Watch, Watched},
     relay::{Broken, drain},
@@ -41,11 +48,10 @@ pub async fn serve(hub: &Arc<Hub>, client: impl AsyncRead + AsyncWrite + Unpin, 
         Some(id) => Place::Page(id.to_owned()),
         None => Place::Browser,
     };
-    if place != Place::Browser && !hub.is_running() {
+    let Some(mut member) = hub.join(place, watch.clone()) else {
         refuse(&mut client, &held, "there is no such page: no browser is up").await;
         return;
-    }
-    let mut member = hub.join(place, watch.clone());
+    };
     let joined = tokio::select! {
         joined = member.joined() => joined,
         farewell = hold(&mut client, &mut held) => {
@@ -59,13 +65,14 @@ pub async fn serve(hub: &Arc<Hub>, client: impl AsyncRead + AsyncWrite + Unpin, 
         return;
     }
     let intake = member.says.running.intake.clone();
-    let client = Metered::new(client, watch.clone(), intake, &held);
+    let client = Metered::new(Apart::new(client, &held), watch.clone(), intake);
+    let given = client.given();
     let socket = WebSocketStream::from_partially_read(client, held, Role::Server, Some(limits())).await;
     let (mut sink, mut stream) = socket.split();
     let end = {
         let Member { queue, says, ends, .. } = &mut member;
         tokio::select! {
-            end = read(&mut stream, says) => end,
+            end = read(&mut stream, says, &given) => end,
             end = write(&mut sink, queue, &watch) => end,
             () = ends.cancelled() => End::Ours(Farewell::new(1011, "it took nothing for long, while others waited")),
             () = watch.ends(Pulse::is_silent) => Broken::ClientSilent.into(),
@@ -85,12 +92,12 @@ pub async fn serve(hub: &Arc<Hub>, client: impl AsyncRead + AsyncWrite + Unpin, 
     }
 }
 
-async fn read(stream: &mut (impl Stream<Item = Result<Message, Error>> + Unpin), says: &Says) -> End {
+async fn read(stream: &mut (impl Stream<Item = Result<Message, Error>> + Unpin), says: &Says, given: &Given) -> End {
     let mut stream = stream.peekable();
     loop {
         match stream.next().await {
             Some(Ok(Message::Text(text))) => {
-                says.text(text.clone()).await;
+                says.text(text.clone(), given.take()).await;
                 part_with(&text, &mut stream);
             }
             Some(Ok(Message::Close(_))) => return End::Theirs,
@@ -117,7 +124,7 @@ async fn write(
         let sent = tokio::select! {
             down = queue.recv() => match down {
                 // A message's bytes count until they have gone.
-                Some(Down::Text(text, _share)) => send(sink, text.frames()).await,
+                Some(Down::Text(text, _share)) => text.send(sink).await,
                 Some(Down::Joined) => continue,
                 Some(Down::End(farewell)) => return End::Ours(farewell),
                 None => return End::Ours(Farewell::new(1011, "the browser is gone")),
@@ -133,14 +140,4 @@ async fn write(
             return Broken::ClientGone.into();
         }
     }
-}
-
-async fn send(
-    sink: &mut (impl Sink<Message, Error = Error> + Unpin),
-    messages: impl Iterator<Item = Message>,
-) -> Result<(), Error> {
-    for message in messages {
-        sink.send(message).await?;
-    }
-    Ok(())
 }

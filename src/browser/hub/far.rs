@@ -29,12 +29,12 @@ pub async fn write(
         let Some(up) = queue.recv().await else {
             return std::future::pending().await;
         };
-        // Its bytes count until they have gone. It stays one frame: not all that may be there take others.
-        let (message, _share) = match up {
-            Up::Text(text, share) => (Message::text(text.to_string()), share),
-            Up::Ping => (Message::Ping(OURS.into()), None),
+        let sent = match up {
+            // Its bytes count until they have gone.
+            Up::Text(text, _share) => text.send(sink).await,
+            Up::Ping => sink.send(Message::Ping(OURS.into())).await,
         };
-        if let Err(error) = sink.send(message).await {
+        if let Err(error) = sent {
             return cut(error);
         }
     }

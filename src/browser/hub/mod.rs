@@ -10,6 +10,7 @@
 //! when a client first has something to say and kept for a while after the last has left, and each client has a session
 //! on it ([`core`]). Messages are handled whole here, so what waits in queues is counted against a [`budget`].
 //!
+//! * [`apart`]: long frames, read so that their memory is let go of.
 //! * [`client`]: the task of one client.
 //! * [`envelope`]: how a message says whose it is.
 //! * [`far`]: the other end of the one connection.
@@ -18,6 +19,7 @@
 //! * [`run`]: the task of one connection, from the dial to its end.
 //! * [`text`]: messages that are passed on, and the frames of long ones.
 
+mod apart;
 mod budget;
 mod client;
 mod core;
@@ -81,6 +83,17 @@ enum Ask {
     Own(&'static str, Value, oneshot::Sender<Result<Value, String>>),
 }
 
+/// Which browser something is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// One that is there, or will be, or is launched.
+    Any,
+    /// One that is there, or will be.
+    Begun,
+    /// One that is there, and can be asked at once.
+    Up,
+}
+
 /// How a client is reached.
 struct Seat {
     client: u64,
@@ -111,8 +124,12 @@ struct Says {
 }
 
 impl Says {
-    async fn text(&self, text: Utf8Bytes) {
-        let share = self.running.budget.share(text.len()).await;
+    /// `share`: the room that it has already.
+    async fn text(&self, text: Utf8Bytes, share: Option<Share>) {
+        let share = match share {
+            Some(share) => share,
+            None => self.running.budget.share(text.len()).await,
+        };
         let said = Ask::Says(self.client, text, share);
         // Where nobody listens any more, the client is told why.
         let _ = self.running.asks.send(said);
@@ -150,9 +167,9 @@ pub struct Hub {
 #[derive(Clone)]
 struct Running {
     asks: UnboundedSender<Ask>,
-    /// Of what clients have said.
+    /// Of the short messages that clients have said.
     budget: Budget,
-    /// Of what they are saying.
+    /// Of the long ones, from their beginnings.
     intake: Budget,
     /// Who came and was not let in yet: clients, and questions of our own.
     comers: Arc<AtomicUsize>,
@@ -174,8 +191,8 @@ impl Hub {
         self.counter.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Takes a place in the browser that is up, or launches one.
-    fn join(self: &Arc<Self>, place: Place, watch: Watch) -> Member {
+    /// Takes a place in the browser. A page is in none that is yet to be launched.
+    fn join(self: &Arc<Self>, place: Place, watch: Watch) -> Option<Member> {
         let (to, queue) = unbounded_channel();
         let (client, ends) = (self.next(), CancellationToken::new());
         let seat = Seat {
@@ -184,46 +201,47 @@ impl Hub {
             watch,
             ends: ends.clone(),
         };
-        let running = self.ask(Ask::Join(seat, place));
-        Member {
+        let which = match place {
+            Place::Browser => Which::Any,
+            Place::Page(_) => Which::Begun,
+        };
+        let running = self.ask(which, Ask::Join(seat, place))?;
+        Some(Member {
             says: Says { client, running },
             queue,
             ends,
-        }
+        })
     }
 
-    /// Hands it to the task of the connection, which is begun if there is none.
-    fn ask(self: &Arc<Self>, ask: Ask) -> Running {
+    /// Hands it to the task of the connection, if there is such a one.
+    fn ask(self: &Arc<Self>, which: Which, ask: Ask) -> Option<Running> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if running.as_ref().is_some_and(|running| running.asks.is_closed()) {
             *running = None;
         }
-        let running = running.get_or_insert_with(|| {
-            let (asks, asked) = unbounded_channel();
-            let (budget, intake, comers) = (Budget::default(), Budget::default(), Arc::default());
-            tokio::spawn(run::run(Arc::clone(self), asked, Arc::clone(&comers)));
-            Running {
-                asks,
-                budget,
-                intake,
-                comers,
-                is_up: false,
-            }
-        });
+        let running = match running.as_ref() {
+            Some(running) if which == Which::Up && !running.is_up => return None,
+            Some(running) => running,
+            None if which != Which::Any => return None,
+            None => running.insert(self.begin()),
+        };
         running.comers.fetch_add(1, Ordering::Relaxed);
         // The task takes its leave under the same lock.
         let _ = running.asks.send(ask);
-        running.clone()
+        Some(running.clone())
     }
 
-    fn is_running(&self) -> bool {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    /// There is a browser that can be asked at once.
-    fn is_up(&self) -> bool {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.as_ref().is_some_and(|running| running.is_up)
+    fn begin(self: &Arc<Self>) -> Running {
+        let (asks, asked) = unbounded_channel();
+        let (budget, intake, comers) = (Budget::default(), Budget::default(), Arc::default());
+        tokio::spawn(run::run(Arc::clone(self), asked, Arc::clone(&comers)));
+        Running {
+            asks,
+            budget,
+            intake,
+            comers,
+            is_up: false,
+        }
     }
 
     fn came_up(&self) {

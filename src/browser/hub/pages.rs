@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{Ask, Hub};
+use super::{Ask, Hub, Which};
 use crate::browser::{discovery::Here, upstream::DialError};
 
 /// Where a page's WebSocket is, below the port's address.
@@ -21,7 +21,7 @@ pub async fn answer(
     here: Here<'_>,
     within: Duration,
 ) -> (StatusCode, Value) {
-    let ask = |method, params| hub.question(method, params, within);
+    let ask = |which, method, params| hub.question(which, method, params, within);
     let entry = |info: &Value| {
         let id = info["targetId"].as_str().unwrap_or_default();
         let said = |name: &str| hub.upstream.masked(info[name].as_str().unwrap_or_default());
@@ -31,18 +31,21 @@ pub async fn answer(
         })
     };
     let (command, done) = match path {
-        // Nor has one that is still being dialled any pages.
-        "/json" | "/json/list" if !hub.is_up() => return (StatusCode::OK, json!([])),
         "/json" | "/json/list" => {
-            return answered(ask("Target.getTargets", json!({})).await, |found| {
-                let infos = found["targetInfos"].as_array().cloned().unwrap_or_default();
-                infos.iter().map(entry).collect()
-            });
+            return match ask(Which::Up, "Target.getTargets", json!({})).await {
+                // Nor has one that is still being dialled any pages.
+                Err(Unanswered::NotUp) => (StatusCode::OK, json!([])),
+                found => answered(found, |found| {
+                    let infos = found["targetInfos"].as_array().cloned().unwrap_or_default();
+                    infos.iter().map(entry).collect()
+                }),
+            };
         }
         "/json/new" => {
             let wanted = percent_decode_str(query.unwrap_or_default()).decode_utf8_lossy();
             let url = url::Url::parse(&wanted).map_or_else(|_| "about:blank".to_owned(), String::from);
-            return answered(ask("Target.createTarget", json!({ "url": url })).await, |made| {
+            let made = ask(Which::Any, "Target.createTarget", json!({ "url": url })).await;
+            return answered(made, |made| {
                 entry(&json!({ "targetId": made["targetId"], "type": "page", "url": url }))
             });
         }
@@ -55,17 +58,16 @@ pub async fn answer(
     };
     let id = path.rsplit('/').next().unwrap_or_default();
     let missing = (StatusCode::NOT_FOUND, json!(format!("No such target id: {id}")));
-    if !hub.is_up() {
-        return missing;
-    }
-    match ask(command, json!({ "targetId": id })).await {
-        Err(Unanswered::Refused(_)) => missing,
+    match ask(Which::Up, command, json!({ "targetId": id })).await {
+        Err(Unanswered::NotUp | Unanswered::Refused(_)) => missing,
         other => answered(other, |_| json!(done)),
     }
 }
 
 enum Unanswered {
-    /// By the browser, or because there is none.
+    /// There is no browser that could be asked.
+    NotUp,
+    /// By the browser, or because it has gone.
     Refused(String),
     TimedOut(Duration),
 }
@@ -73,12 +75,14 @@ enum Unanswered {
 impl Hub {
     async fn question(
         self: &Arc<Self>,
+        which: Which,
         method: &'static str,
         params: Value,
         within: Duration,
     ) -> Result<Value, Unanswered> {
         let (answer, answered) = oneshot::channel();
-        self.ask(Ask::Own(method, params, answer));
+        self.ask(which, Ask::Own(method, params, answer))
+            .ok_or(Unanswered::NotUp)?;
         match timeout(within, answered).await {
             Ok(Ok(answer)) => answer.map_err(Unanswered::Refused),
             Ok(Err(_)) => Err(Unanswered::Refused("the browser is gone".to_owned())),
@@ -90,6 +94,7 @@ impl Hub {
 fn answered(answer: Result<Value, Unanswered>, of: impl FnOnce(&Value) -> Value) -> (StatusCode, Value) {
     match answer {
         Ok(value) => (StatusCode::OK, of(&value)),
+        Err(Unanswered::NotUp) => (StatusCode::BAD_GATEWAY, json!("no browser is up")),
         Err(Unanswered::Refused(why)) => (StatusCode::BAD_GATEWAY, json!(why)),
         Err(Unanswered::TimedOut(within)) => {
             let why = DialError::TimedOut(within).to_string();

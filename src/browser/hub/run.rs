@@ -30,6 +30,7 @@ use tokio_tungstenite::{
 
 use super::{
     Ask, Down, Farewell, Hub, Seat,
+    apart::Apart,
     budget::{Budget, Share},
     core::{Core, Out},
     far::{Far, Up, cut, write},
@@ -125,7 +126,7 @@ impl Run {
         };
         self.hub.came_up();
         let (upgraded, watch) = Watched::new(upgraded);
-        let socket = WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(limits())).await;
+        let socket = WebSocketStream::from_raw_socket(Apart::new(upgraded, &[]), Role::Client, Some(limits())).await;
         let (mut sink, mut stream) = socket.split();
         self.watch = Some(watch.clone());
         let ended = tokio::select! {
@@ -249,8 +250,7 @@ impl Run {
             Far::Unknown => Vec::new(),
             Far::Browser => self.core.browser_says(text),
             Far::Shim(bridge) => {
-                let outs = bridge.shim_says(&text);
-                drop(text);
+                let outs = bridge.shim_says(text);
                 self.bridged(outs, None)
             }
         };
@@ -270,8 +270,8 @@ impl Run {
         let mut outs_of_core = Vec::new();
         for out in outs {
             match out {
-                bridge::Out::Shim(message) => drop(self.up.send(Up::Text(message.to_string().into(), share.take()))),
-                bridge::Out::Client(message) => outs_of_core.extend(self.core.browser_says(message.to_string())),
+                bridge::Out::Shim(message) => drop(self.up.send(Up::Text(spelled(message).into(), share.take()))),
+                bridge::Out::Client(message) => outs_of_core.extend(self.core.browser_says(spelled(message))),
             }
         }
         outs_of_core
@@ -284,7 +284,7 @@ impl Run {
                     Far::Unknown => self.held.push_back(Out::Browser(text)),
                     Far::Browser => drop(self.up.send(Up::Text(text, share.take()))),
                     Far::Shim(bridge) => {
-                        let said = bridge.client_says(&text.to_string());
+                        let said = bridge.client_says(String::from(text));
                         outs.extend(self.bridged(said, share.take()));
                     }
                 },
@@ -407,4 +407,9 @@ impl Run {
         }
         self.seats.values().for_each(|seat| seat.ends.cancel());
     }
+}
+
+/// Takes it, as it may be long.
+fn spelled(message: Value) -> String {
+    message.to_string()
 }

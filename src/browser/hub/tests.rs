@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn has(text: &Text, part: &str) -> bool {
-    text.to_string().contains(part)
+    String::from(text.clone()).contains(part)
 }
 
 /// A browser, as far as sessions go.
@@ -118,12 +118,12 @@ impl World {
         for out in outs {
             match out {
                 Out::Browser(text) => {
-                    for text in self.browser.answers(&text.to_string()) {
+                    for text in self.browser.answers(&String::from(text)) {
                         self.browser_says(&text);
                     }
                 }
                 Out::Client(client, text) => {
-                    let message = serde_json::from_str(&text.to_string()).unwrap();
+                    let message = serde_json::from_str(&String::from(text)).unwrap();
                     self.told.entry(client).or_default().push(message);
                 }
                 Out::Joined(client) => drop(self.joined.insert(client)),
@@ -190,7 +190,7 @@ fn a_session_whose_opening_no_event_tells_is_its_askers_too() {
     let [Out::Browser(asked)] = &outs[..] else {
         panic!("{outs:?}")
     };
-    let asked: Value = serde_json::from_str(&asked.to_string()).unwrap();
+    let asked: Value = serde_json::from_str(&String::from(asked.clone())).unwrap();
     world.browser.sessions.insert("quiet".into(), "S1".into());
     world
         .browser_says(&json!({ "id": asked["id"], "result": { "sessionId": "quiet" }, "sessionId": "S1" }).to_string());
@@ -256,7 +256,7 @@ fn a_command_that_becomes_too_long_is_answered() {
     };
     let outs = world.core.client_says(0, command(40));
     assert!(
-        matches!(&outs[..], [Out::Client(0, answer)] if answer.to_string().starts_with(r#"{"id":9,"error""#)),
+        matches!(&outs[..], [Out::Client(0, answer)] if String::from(answer.clone()).starts_with(r#"{"id":9,"error""#)),
         "{}",
         outs.len()
     );

@@ -1,10 +1,10 @@
 //! Messages that are passed on: what is long of one is never copied, but stays a piece of what it came in.
 
-use std::{fmt, pin::Pin};
+use std::pin::Pin;
 
-use futures_util::{FutureExt, Stream, stream::Peekable};
+use futures_util::{FutureExt, Sink, SinkExt, Stream, stream::Peekable};
 use tokio_tungstenite::tungstenite::{
-    Bytes, Message,
+    Bytes, Error, Message,
     protocol::frame::{
         Frame,
         coding::{Data, OpCode},
@@ -30,9 +30,10 @@ impl FromIterator<Bytes> for Text {
     }
 }
 
-impl fmt::Display for Text {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.0.concat()))
+impl From<Text> for String {
+    fn from(text: Text) -> String {
+        let whole = text.0.concat();
+        String::from_utf8(whole).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
     }
 }
 
@@ -41,8 +42,18 @@ impl Text {
         self.0.iter().map(Bytes::len).sum()
     }
 
-    /// The frames in which it is sent.
-    pub fn frames(self) -> impl Iterator<Item = Message> {
+    /// Sends it, a frame after the other.
+    ///
+    /// # Errors
+    /// Those of the sink.
+    pub async fn send(self, sink: &mut (impl Sink<Message, Error = Error> + Unpin)) -> Result<(), Error> {
+        for frame in self.frames() {
+            sink.feed(frame).await?;
+        }
+        sink.flush().await
+    }
+
+    fn frames(self) -> impl Iterator<Item = Message> {
         let mut pieces = self.0.into_iter().flat_map(pieces).peekable();
         let mut kind = Data::Text;
         std::iter::from_fn(move || {
@@ -106,8 +117,8 @@ mod tests {
                 assert!(frame.payload().len() <= LONG);
             }
             let whole: Vec<u8> = frames.iter().flat_map(|frame| frame.payload().to_vec()).collect();
-            assert!(whole == text.to_string().as_bytes());
             assert_eq!(whole.len(), text.len());
+            assert!(whole == String::from(text).as_bytes());
         }
     }
 }

@@ -55,7 +55,7 @@ impl Bridge {
                 vec![evaluate(id, &target, &json!({ "op": "state" }))]
             }
             (Asked::Arrived(reply, target), None) => {
-                let mut outs = agents_answer(&result)
+                let mut outs = agents_answer(result)
                     .map_or_else(Vec::new, |mut said| self.saw(&target, said["state"].take(), true));
                 let loader = self.targets.get(&target).map(|found| found.loader(&target));
                 outs.push(reply.ok(json!({ "frameId": target, "loaderId": loader })));
@@ -63,7 +63,7 @@ impl Bridge {
             }
             (Asked::InPage(reply, target), None) => {
                 self.looked(&target);
-                let Some(mut said) = agents_answer(&result) else {
+                let Some(mut said) = agents_answer(result) else {
                     self.watch(&target);
                     // It went elsewhere meanwhile.
                     return reply
@@ -85,6 +85,8 @@ impl Bridge {
     }
 }
 
-fn agents_answer(result: &Value) -> Option<Value> {
-    serde_json::from_str(result["result"]["value"].as_str()?).ok()
+fn agents_answer(spelled: Value) -> Option<Value> {
+    let said: String = serde_json::from_str(spelled.as_str()?).ok()?;
+    drop(spelled);
+    serde_json::from_str(&said).ok()
 }
