@@ -10,6 +10,7 @@ to be the one at the *floor* or a later one. The floor is set by whoever was tol
 `floor` beside the ledgers with the lengths that they had before the snapshot was asked for. What was found is the
 beginning of the next life `life-NNNN`, all of it required; or else it is a line in `violations`, and nothing is changed.
 """
+import errno
 import glob
 import hashlib
 import json
@@ -32,6 +33,12 @@ KEPT_TRANSFERS = 400
 FILES, PAUSE = 150, 0.02
 # None that makes a file run as its owner: in a user namespace, a write takes that away.
 MODES = [0o600, 0o644, 0o755, 0o1755]
+
+
+def put(file, data):
+    """All of it, or an error: where a disk is full, a single write ends early and says nothing."""
+    while data:
+        data = data[os.write(file, data):]
 
 
 def digest(data):
@@ -151,7 +158,7 @@ class Files:
             file = os.open(os.path.join(ROOT, path), os.O_WRONLY | os.O_CREAT | flags, mode)
             half = self.rng.randint(0, len(data))
             for part in (data[:half], data[half:]):
-                os.write(file, part)
+                put(file, part)
             os.close(file)
 
         self.do({path: after}, act, "write", piece)
@@ -169,8 +176,9 @@ class Files:
         after = {**self.present[path], "len": len(whole), "sha": digest(whole)}
 
         def act():
-            with open(os.path.join(ROOT, path), "ab", buffering=0) as file:
-                file.write(data)
+            file = os.open(os.path.join(ROOT, path), os.O_WRONLY | os.O_APPEND)
+            put(file, data)
+            os.close(file)
 
         self.do({path: after}, act, "append", piece)
 
@@ -182,7 +190,7 @@ class Files:
         def act():
             file = os.open(place[:-1] + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
             os.fchmod(file, mode)
-            os.write(file, data)
+            put(file, data)
             os.close(file)
             os.rename(place[:-1] + ".tmp", place)
 
@@ -499,10 +507,13 @@ def complain(text):
 
 
 def guarded(work, *args):
-    """An agent that cannot work, because a database stays locked or a file is not what it was, has been disturbed."""
+    """An agent that cannot work, because a database stays locked or a file is not what it was, has been disturbed. One
+    whose disk is full has not: it ends, and begins again."""
     try:
         work(*args)
-    except Exception:
+    except Exception as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
+            os._exit(1)
         complain(traceback.format_exc())
 
 
