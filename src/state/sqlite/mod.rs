@@ -32,7 +32,9 @@ pub use self::wal::fuzz as fuzz_wal;
 
 use std::{
     collections::BTreeSet,
+    hash::{BuildHasher, RandomState},
     path::Path,
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -42,7 +44,7 @@ use reader::{Reader, View};
 pub use wal::is_log;
 
 use crate::state::{
-    model::{Extent, Hash},
+    model::Extent,
     segment::{SegmentError, SegmentWriter},
 };
 
@@ -67,6 +69,8 @@ const LONGEST_SLICE: Duration = Duration::from_secs(2);
 const REST: u32 = 5;
 /// Times that this may happen before the database is left for later.
 const OUTRUN: u32 = 12;
+/// Pages of a database. One that claims to have more is mostly holes, and would take memory and time for each.
+const MOST_PAGES: u32 = 16 << 20;
 /// Bytes of pages held at a time.
 const BUFFER: usize = 1 << 20;
 /// Times in a row that a database may be locked between two slices.
@@ -78,7 +82,7 @@ pub struct Known {
     seen: Option<Seen>,
     /// The file itself before the last look, had it been left alone long enough for its times to tell.
     main: Option<wal::Times>,
-    /// Of each page the start of its hash; 0 for one that is not known.
+    /// Of each page its print; 0 for one that is not known.
     pages: Vec<u64>,
 }
 
@@ -173,7 +177,7 @@ struct Work<'a> {
     layout: Layout<'a>,
     seen: Option<Seen>,
     main: Option<wal::Times>,
-    hashes: Vec<u64>,
+    prints: Vec<u64>,
     /// How many pages there were at the last look, and whether there was a log.
     pages: u32,
     has_log: bool,
@@ -217,7 +221,7 @@ impl<'a> Work<'a> {
                 .filter(|known| matches!(known.seen, Some(Seen::Log(_))) || main.is_some() && known.main == main)
                 .and_then(|known| known.seen),
             main: None,
-            hashes: known.map(|known| known.pages.clone()).unwrap_or_default(),
+            prints: known.map(|known| known.pages.clone()).unwrap_or_default(),
             pages,
             has_log: false,
             put: PageSet::default(),
@@ -309,18 +313,18 @@ impl<'a> Work<'a> {
     /// Takes note of what may have changed up to now: everything, if nobody knows.
     fn note(&mut self, changed: Option<&BTreeSet<u32>>) {
         match changed {
-            Some(pages) => pages.iter().for_each(|page| self.stale.insert(*page)),
+            Some(pages) => pages.range(..=self.pages).for_each(|page| self.stale.insert(*page)),
             None => (1..=self.pages).for_each(|page| self.stale.insert(page)),
         }
         // Pages that the image did not have up to now are changed whether a log names them or not.
-        let had = u32::try_from(self.hashes.len()).unwrap_or(u32::MAX);
+        let had = u32::try_from(self.prints.len()).unwrap_or(u32::MAX);
         (had + 1..=self.pages).for_each(|page| self.stale.insert(page));
-        self.hashes.resize(self.pages as usize, 0);
+        self.prints.resize(self.pages as usize, 0);
         self.stale.truncate(self.pages);
         let block = self.image.block();
         let scattered: Vec<u32> = match changed {
             Some(pages) => pages
-                .iter()
+                .range(..=self.pages)
                 .copied()
                 .filter(|page| self.layout.scattered(*page))
                 .collect(),
@@ -384,7 +388,7 @@ impl<'a> Work<'a> {
         let size = self.image.page_size() as usize;
         let block = self.image.block();
         let whole = self.rewrite.contains((first - 1) / block * block + 1);
-        let known = &mut self.hashes[first as usize - 1..][..bytes.len() / size];
+        let known = &mut self.prints[first as usize - 1..][..bytes.len() / size];
         let same = if known.contains(&0) && !whole {
             self.layout.unchanged(first, bytes)
         } else {
@@ -392,7 +396,7 @@ impl<'a> Work<'a> {
         };
         let mut changed: Vec<bool> = Vec::with_capacity(known.len());
         for (((number, old), page), same) in (first..).zip(known).zip(bytes.chunks(size)).zip(same) {
-            let now = short(page);
+            let now = print(page);
             // What the old image says counts for pages that are in this one as they were there, and for no others: a
             // page may be what it was before it was something else, in slices of one capture.
             let as_it_was = *old == 0 && same && !self.put.contains(number);
@@ -422,7 +426,7 @@ impl<'a> Work<'a> {
                 page_size,
                 seen: self.seen,
                 main: self.main,
-                pages: self.hashes,
+                pages: self.prints,
             },
             behind,
             read: self.read,
@@ -438,10 +442,11 @@ fn interruption() {}
 #[cfg(test)]
 use tests::interruption;
 
-/// Enough of a page's hash to tell that it changed. Never 0.
-fn short(page: &[u8]) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = *Hash::of(page).as_bytes();
-    u64::from_le_bytes([a, b, c, d, e, f, g, h]).max(1)
+/// Tells that a page changed. Never 0. Most of the time that a database takes whose pages have to be compared is spent
+/// here. That two contents have the same one is a chance in 2^64, which nobody can improve who does not know the key.
+fn print(page: &[u8]) -> u64 {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    KEY.hash_one(page).max(1)
 }
 
 #[cfg(test)]

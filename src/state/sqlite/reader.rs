@@ -16,7 +16,7 @@ use std::{
 use nix::libc;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, config::DbConfig};
 
-use super::{CaptureError, LONGEST_SLICE, Seen, Users, wal};
+use super::{CaptureError, LONGEST_SLICE, MOST_PAGES, Seen, Users, wal};
 use crate::event::millis;
 
 /// How long a lock is waited for, looking again every millisecond: a commit without a log takes a moment. Anything
@@ -209,9 +209,10 @@ impl Reader {
         let pages: i64 = tx.query_row("PRAGMA page_count", [], |row| row.get(0))?;
         let has_log = header[18] == 2 || header[19] == 2;
         let counter = u32::from_be_bytes([header[24], header[25], header[26], header[27]]);
+        let few = u32::try_from(pages).ok().filter(|pages| *pages <= MOST_PAGES);
         Ok(View {
             page_size,
-            pages: u32::try_from(pages).map_err(|_| CaptureError::Damaged(format!("it has {pages} pages")))?,
+            pages: few.ok_or_else(|| CaptureError::Damaged(format!("it has {pages} pages")))?,
             counter: (!has_log).then_some(counter),
             tx,
             reader: self,

@@ -107,15 +107,18 @@ pub fn is_log(beginning: &[u8]) -> bool {
 /// The salt of the log's present run and its page size; `None` for a log that has not been begun.
 pub fn header(file: &File) -> io::Result<Option<(Salt, u32)>> {
     let header = read::<{ HEADER as usize }>(file, 0)?;
-    let header = header.filter(|header| is_log(header));
-    Ok(header.map(|header| (Salt(be(&header, 16), be(&header, 20)), be(&header, 8))))
+    let page_size = |header: &[u8]| be(header, 8);
+    let is_size = |size: u32| size.is_power_of_two() && (512..=65536).contains(&size);
+    let header = header.filter(|header| is_log(header) && is_size(page_size(header)));
+    Ok(header.map(|header| (Salt(be(&header, 16), be(&header, 20)), page_size(&header))))
 }
 
-/// The page that a frame is of, and the salt of the run in which it was written.
+/// The page that a frame is of, and the salt of the run in which it was written. A frame of no page is none.
 fn frame(file: &File, number: u32, page_size: u32) -> io::Result<Option<(u32, Salt)>> {
     let at = HEADER + u64::from(number - 1) * (FRAME + u64::from(page_size));
     let header = read::<16>(file, at)?;
-    Ok(header.map(|header| (be(&header, 0), Salt(be(&header, 8), be(&header, 12)))))
+    let frame = header.map(|header| (be(&header, 0), Salt(be(&header, 8), be(&header, 12))));
+    Ok(frame.filter(|(page, _)| *page > 0))
 }
 
 /// Adds the pages of the frames from `first` on that are of the run `salt`; returns how many frames these are.

@@ -131,3 +131,50 @@ fn an_unchanged_database_without_a_log_is_not_read_again() {
     assert!(snapped.capture() > 0);
     assert_eq!(fs::read(snapped.restore()).unwrap()[96..], copy[96..]);
 }
+
+/// Frames that follow the last committed one, as no SQLite writes them: they name pages that cannot be.
+#[test]
+fn frames_of_pages_that_cannot_be_are_passed_over() {
+    use std::os::unix::fs::FileExt;
+    for page in [0, u32::MAX] {
+        let mut snapped = Snapped::new("db");
+        let db = open(&snapped);
+        db.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t(id INTEGER PRIMARY KEY, v)",
+        )
+        .unwrap();
+        snapped.capture();
+        let log = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(snapped.path.with_file_name("db-wal"))
+            .unwrap();
+        let mut salt = [0; 8];
+        log.read_exact_at(&mut salt, 16).unwrap();
+        let frame = [&page.to_be_bytes()[..], &[0; 4], &salt, &[0; 8 + 4096]].concat();
+        log.write_all_at(&frame, log.metadata().unwrap().len()).unwrap();
+        snapped.try_capture().unwrap();
+        db.execute_batch("INSERT INTO t VALUES(1, x'01')").unwrap();
+        snapped.try_capture().unwrap();
+        assert_eq!(dump(&Connection::open(snapped.restore()).unwrap()), dump(&db));
+    }
+}
+
+#[test]
+fn a_file_of_holes_that_claims_to_be_a_large_database_is_none() {
+    let snapped = Snapped::new("db");
+    let db = open(&snapped);
+    db.execute_batch("PRAGMA page_size = 512; CREATE TABLE t(v)").unwrap();
+    drop(db);
+    let file = fs::OpenOptions::new().write(true).open(&snapped.path).unwrap();
+    file.set_len((u64::from(MOST_PAGES) + 1) * 512).unwrap();
+    // Without a count of its own a database has as many pages as its file.
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0; 4], 28).unwrap();
+    let id = CommitId {
+        generation: snapped.kit.generation.id(),
+        seq: 1,
+    };
+    let mut writer = SegmentWriter::new(&snapped.kit.head, &snapped.kit.path("spool"), id, None).unwrap();
+    let failed = capture(&snapped.path, Users::Others, None, None, &mut writer).unwrap_err();
+    assert!(matches!(failed, CaptureError::Damaged(_)), "{failed}");
+}

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::state::model::Hash;
 
 const SIZE: usize = 512;
 
@@ -28,7 +29,7 @@ impl<'a> Slices<'a> {
 
     /// A slice that sees a database of these pages, and reads some of them.
     fn see(&mut self, pages: &[u8], from: usize, to: usize) {
-        self.work.hashes.resize(pages.len(), 0);
+        self.work.prints.resize(pages.len(), 0);
         let bytes: Vec<u8> = pages[from..to].iter().flat_map(|page| [*page; SIZE]).collect();
         for (first, last) in (0..=bytes.len() / SIZE).flat_map(|last| (0..last).map(move |first| (first, last))) {
             let part = &bytes[first * SIZE..last * SIZE];
