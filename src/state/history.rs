@@ -251,12 +251,14 @@ impl History {
             return Ok(None);
         };
         let groups = self.store.list(&dir)?;
-        let Some(group) = groups.iter().rfind(|item| item.is_dir) else {
-            return Ok(None);
-        };
-        let items = self.store.list(&format!("{dir}/{}", group.name))?;
-        let newest = items.iter().filter_map(|item| parse_object(&group.name, item)).max();
-        Ok(newest.map(|seq| CommitId { generation, seq }))
+        for group in groups.iter().rev().filter(|item| item.is_dir) {
+            let items = self.store.list(&format!("{dir}/{}", group.name))?;
+            let newest = items.iter().filter_map(|item| parse_object(&group.name, item)).max();
+            if let Some(seq) = newest {
+                return Ok(Some(CommitId { generation, seq }));
+            }
+        }
+        Ok(None)
     }
 
     /// The name of a commit's object, if its generation is known.
@@ -308,8 +310,7 @@ impl History {
 
     fn generation_dir(&self, generation: Ulid) -> Option<String> {
         let base = *self.lock().generations.get(&generation)?;
-        let from = base.map(|base| format!("{FROM}{base}")).unwrap_or_default();
-        Some(format!("{}/{generation}{from}", self.dir))
+        Some(format!("{}/{}", self.dir, dir_name(generation, base)))
     }
 
     /// Opens the object of a commit that should be there.
@@ -492,11 +493,18 @@ pub(super) fn group(seq: u64) -> String {
     format!("{:06}", seq / GROUP)
 }
 
+/// A generation and its base by the name of its directory, if the name is one that [`dir_name`] gives.
 fn parse_dir(name: &str) -> Option<(Ulid, Option<CommitId>)> {
-    match name.split_once(FROM) {
-        None => Some((name.parse().ok()?, None)),
-        Some((generation, base)) => Some((generation.parse().ok()?, Some(base.parse().ok()?))),
-    }
+    let (generation, base) = match name.split_once(FROM) {
+        None => (name.parse().ok()?, None),
+        Some((generation, base)) => (generation.parse().ok()?, Some(base.parse().ok()?)),
+    };
+    (dir_name(generation, base) == name).then_some((generation, base))
+}
+
+fn dir_name(generation: Ulid, base: Option<CommitId>) -> String {
+    let from = base.map(|base| format!("{FROM}{base}")).unwrap_or_default();
+    format!("{generation}{from}")
 }
 
 /// The number in the name of an object, if the name is one that [`History::object`] gives.

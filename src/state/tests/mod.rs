@@ -318,3 +318,18 @@ fn a_restore_into_a_directory_wants_it_empty() {
     assert_eq!(fs::read_dir(&to).unwrap().count(), 1);
     assert!(matches!(restore(), Err(RestoreError::NotEmpty(_))));
 }
+
+#[test]
+fn stray_and_empty_directories_in_a_store_hide_no_commit() {
+    let mut kit = Kit::new();
+    kit.write("a", "1");
+    let id = kit.commit();
+    let generation = kit.object_path(id).ancestors().nth(2).unwrap().to_owned();
+    fs::create_dir(generation.join("000001")).unwrap();
+    fs::create_dir(generation.join("stray")).unwrap();
+    let name = generation.file_name().unwrap().to_str().unwrap();
+    fs::create_dir(generation.with_file_name(format!("{}.from.{id}", name.to_lowercase()))).unwrap();
+    let history = kit.reopened();
+    assert_eq!(history.newest(id.generation).unwrap(), Some(id));
+    assert_eq!(history.restorable().unwrap(), [id]);
+}
