@@ -190,6 +190,13 @@ pub struct Entry {
 /// The whole of a snapshot: every name in path order, so a directory comes before what is in it.
 pub type Tree = BTreeMap<TreePath, Entry>;
 
+/// The paths below a directory.
+pub fn below<'t, T>(tree: &'t BTreeMap<TreePath, T>, dir: &[u8]) -> impl Iterator<Item = &'t TreePath> {
+    let below = [dir, b"/"].concat();
+    let from = tree.range(below.clone()..).map(|(path, _)| path);
+    from.take_while(move |path| path.starts_with(&below))
+}
+
 /// From one tree to the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Delta {

@@ -59,7 +59,7 @@ pub struct Stat {
     pub settled: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum What {
     Dir,
     File,

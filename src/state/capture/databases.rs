@@ -6,6 +6,7 @@ use super::{
     Before, Notes,
     content::{beginning, is_zero_after},
     look::{Found, Look, Places, beside},
+    memory::Inode,
 };
 use crate::state::{
     changes::{Changes, Depth},
@@ -34,6 +35,8 @@ pub struct Databases<'a> {
     before: Before<'a>,
     /// What each file was like when it was asked whether it is a database.
     asked: BTreeMap<TreePath, Stat>,
+    /// The file that each image is of.
+    taken: BTreeMap<TreePath, Inode>,
     pub images: BTreeMap<TreePath, Image>,
 }
 
@@ -42,6 +45,7 @@ impl<'a> Databases<'a> {
         Databases {
             before,
             asked: BTreeMap::new(),
+            taken: BTreeMap::new(),
             images: BTreeMap::new(),
         }
     }
@@ -53,6 +57,12 @@ impl<'a> Databases<'a> {
         notes: &mut Notes,
         writer: &mut SegmentWriter,
     ) -> Result<(), SegmentError> {
+        // Another file may have taken the place of one that was captured.
+        self.taken.retain(|path, inode| match look.found.get(path) {
+            Some(Found::At(stat)) => stat.inode() == *inode,
+            _ => false,
+        });
+        self.images.retain(|path, _| self.taken.contains_key(path));
         let files = look.found.iter().filter_map(|(path, found)| match found {
             Found::At(stat) if stat.what == What::File => Some((path, *stat)),
             _ => None,
@@ -66,6 +76,7 @@ impl<'a> Databases<'a> {
         for (path, stat) in files {
             if self.is_database(&mut look.places, &path, &stat) {
                 let image = self.image(&mut look.places, &path, &stat, notes, writer)?;
+                self.taken.insert(path.clone(), stat.inode());
                 self.images.insert(path, image);
             } else {
                 if has_log(&mut look.places, &path, &stat) {

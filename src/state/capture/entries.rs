@@ -10,11 +10,11 @@ use super::{
     content::{self, ReadFailure, Steady},
     databases::Image,
     links,
-    look::{Found, Look, Places, SIDECARS, beside},
+    look::{Found, Look, Places, SIDECARS, Unseen, beside},
 };
 use crate::state::{
     changes::Depth,
-    model::{Delta, Entry, Kind, Tree, TreePath},
+    model::{Delta, Entry, Kind, Tree, TreePath, below},
     segment::{SegmentError, SegmentWriter},
     walk::{Stat, What, is_gone, split},
 };
@@ -24,7 +24,16 @@ pub struct Entries<'a> {
     before: Before<'a>,
     tree: &'a Tree,
     upsert: BTreeMap<TreePath, Entry>,
+    /// What is not there any more.
+    gone: BTreeSet<TreePath>,
+    /// What has no place beside what is there now.
     remove: BTreeSet<TreePath>,
+    /// What is there and is not captured: it may have had another name.
+    left: Vec<(TreePath, Stat)>,
+    /// Something is not captured that was captured before, or was not there.
+    newly_left: bool,
+    /// There is a place to which something may have come, and it is not known what is there.
+    unseen: bool,
     /// How each database that was looked at came out.
     images: BTreeMap<TreePath, Image>,
     /// The first name of each file that has several.
@@ -40,7 +49,11 @@ impl<'a> Entries<'a> {
             before,
             tree: before.tree,
             upsert: BTreeMap::new(),
+            gone: BTreeSet::new(),
             remove: BTreeSet::new(),
+            left: Vec::new(),
+            newly_left: false,
+            unseen: false,
             images,
             leaders: HashMap::new(),
             written: HashSet::new(),
@@ -56,41 +69,60 @@ impl<'a> Entries<'a> {
             unlisted,
             refused,
             written,
+            left,
             ..
         } = look;
         self.written = written;
+        let is_no_dir = |found: &Found| match found {
+            Found::Gone => true,
+            Found::At(stat) => stat.what != What::Dir,
+            Found::Unknown(_) => false,
+        };
         for (path, found) in &finds {
-            if parents(path).any(|dir| finds.get(dir) == Some(&Found::Gone)) {
+            if parents(path).any(|dir| finds.get(dir).is_some_and(is_no_dir)) {
                 continue;
             }
             match found {
                 Found::Gone => self.gone(path),
-                Found::Unknown(why) => self.notes.trouble(path, Depth::Below, why.clone()),
+                Found::Unknown(unseen) => self.unseen(path, unseen),
                 Found::At(stat) => self.there(&mut places, &finds, path.clone(), *stat, writer)?,
             }
         }
-        for (path, why) in unlisted {
-            self.notes.trouble(&path, Depth::Below, why);
+        for (path, unseen) in unlisted {
+            self.unseen(&path, &unseen);
+            if let Some(Found::At(stat)) = finds.get(&path) {
+                self.left(&path, stat);
+            }
         }
+        left.iter().for_each(|path| self.notes.still(path));
+        let is_looked_at = |path: &TreePath| {
+            finds.contains_key(path) || parents(path).any(|dir| finds.get(dir).is_some_and(is_no_dir))
+        };
+        let earlier = self.before.memory.left().iter();
+        let still = earlier.filter(|(path, _)| !is_looked_at(path));
+        self.left.extend(still.map(|(path, stat)| (path.clone(), *stat)));
         let too_deep = |path| (path, "lies too deep, and is not captured".to_owned());
         self.notes.update.troubles.extend(refused.into_iter().map(too_deep));
         Ok(())
     }
 
     fn gone(&mut self, path: &TreePath) {
-        self.remove.extend(self.tree.contains_key(path).then(|| path.clone()));
-        self.remove_below(path);
+        self.gone.extend(self.tree.contains_key(path).then(|| path.clone()));
+        self.gone.extend(below(self.tree, path).cloned());
         self.notes.update.gone.push(path.clone());
     }
 
-    fn remove_below(&mut self, path: &[u8]) {
-        let below = [path, b"/"].concat();
-        let inside = self
-            .tree
-            .range(below.clone()..)
-            .map(|(path, _)| path)
-            .take_while(|path| path.starts_with(&below));
-        self.remove.extend(inside.cloned());
+    fn unseen(&mut self, path: &[u8], unseen: &Unseen) {
+        self.notes.trouble(path, Depth::Below, unseen.why.clone());
+        self.unseen |= unseen.passing || !self.before.memory.is_troubled(path);
+        self.notes.lacking = true;
+    }
+
+    /// It is there, and the snapshot does not get it as it is.
+    fn left(&mut self, path: &TreePath, stat: &Stat) {
+        self.newly_left |= !self.before.memory.left().contains_key(path);
+        self.left.push((path.clone(), *stat));
+        self.notes.lacking = true;
     }
 
     fn there(
@@ -106,7 +138,10 @@ impl<'a> Entries<'a> {
             What::Dir => Some(Kind::Dir),
             What::Symlink => match places.below(&path).map(|(below, rel)| below.link_target(rel)) {
                 Some(Ok(target)) => Some(Kind::Symlink { target }),
-                Some(Err(error)) => self.not_read(&path, &error),
+                Some(Err(error)) => {
+                    self.not_read(&path, &error);
+                    None
+                }
                 None => None,
             },
             What::File => return self.file(places, finds, path, stat, writer),
@@ -114,20 +149,20 @@ impl<'a> Entries<'a> {
         if let Some(kind) = kind {
             self.notes.update.stats.push((path.clone(), stat));
             self.set(path, &stat, kind);
+        } else {
+            self.left(&path, &stat);
         }
         Ok(())
     }
 
-    fn not_read(&mut self, path: &TreePath, error: &io::Error) -> Option<Kind> {
+    fn not_read(&mut self, path: &TreePath, error: &io::Error) {
         if is_gone(error) {
             // Something has happened to it since, of which the watch tells; and if there is none, this does.
-            self.notes.again.add(path.clone(), Depth::Below);
-            (self.notes.incomplete, self.notes.vanished) = (true, true);
+            self.notes.still(path);
         } else {
             self.notes
                 .trouble(path, Depth::Itself, format!("cannot be read: {error}"));
         }
-        None
     }
 
     fn file(
@@ -153,6 +188,7 @@ impl<'a> Entries<'a> {
             return Ok(());
         }
         let old = self.tree.get(&path).map(|entry| &entry.kind);
+        let looked_at = stat;
         let unchanged = !self.written.contains(&path)
             && (self.before.memory.stat(&path).is_some_and(|then| then.is_still(&stat))
                 || self.before.has_restored(finds, &path, &stat));
@@ -176,14 +212,34 @@ impl<'a> Entries<'a> {
                 _ => self.read(places, &path, stat, image.is_some(), writer)?,
             },
         };
-        let is_there = kind.is_some() || matches!(old, Some(Kind::File { .. } | Kind::Sqlite { .. }));
-        if stat.links > 1 && is_there {
+        let then = self.before.memory.stat(&path).map(Stat::inode);
+        let is_kept = matches!(old, Some(Kind::File { .. } | Kind::Sqlite { .. })) && then == Some(looked_at.inode());
+        if looked_at.links > 1 && (kind.is_some() || is_kept) {
             self.leaders.insert(leader, path.clone());
         }
-        if let Some(kind) = kind {
-            self.set(path, &stat, kind);
+        if kind.is_none() || stat.inode() != looked_at.inode() {
+            self.left(&path, &looked_at);
+        }
+        match (kind, old) {
+            (Some(kind), _) => self.set(path, &stat, kind),
+            // What it is a name of may be captured, and be something else by now.
+            (None, Some(Kind::HardLink { .. })) => {
+                let older = self.older(&path).cloned();
+                self.upsert.extend(older.map(|older| (path, older)));
+            }
+            _ => {}
         }
         Ok(())
+    }
+
+    /// The content that the snapshot has of a file.
+    fn older(&self, path: &[u8]) -> Option<&'a Entry> {
+        let entry = self.tree.get(path)?;
+        let entry = match &entry.kind {
+            Kind::HardLink { to } => self.tree.get(to)?,
+            _ => entry,
+        };
+        matches!(entry.kind, Kind::File { .. } | Kind::Sqlite { .. }).then_some(entry)
     }
 
     fn read(
@@ -205,19 +261,18 @@ impl<'a> Entries<'a> {
                 self.notes.again(path);
                 return Ok((None, stat));
             }
-            Err(ReadFailure::File(error)) => return Ok((self.not_read(path, &error), stat)),
+            Err(ReadFailure::File(error)) => {
+                self.not_read(path, &error);
+                return Ok((None, stat));
+            }
         };
         let kind = Kind::File {
             len: content.stat.len,
             extents: content.extents,
         };
-        let older = matches!(
-            self.tree.get(path),
-            Some(Entry {
-                kind: Kind::File { .. },
-                ..
-            })
-        );
+        let older = self
+            .older(path)
+            .is_some_and(|entry| matches!(entry.kind, Kind::File { .. }));
         match content.steady {
             Steady::Still => {
                 self.notes.update.stats.push((path.clone(), content.stat));
@@ -267,7 +322,7 @@ impl<'a> Entries<'a> {
     fn set(&mut self, path: TreePath, stat: &Stat, kind: Kind) {
         let old = self.tree.get(&path);
         if kind != Kind::Dir && old.is_some_and(|old| old.kind == Kind::Dir) {
-            self.remove_below(&path);
+            self.remove.extend(below(self.tree, &path).cloned());
         }
         let Stat {
             mode,
@@ -295,7 +350,45 @@ impl<'a> Entries<'a> {
         }
     }
 
-    pub fn finish(mut self) -> (Delta, Notes) {
+    /// Keeps what is gone where it was, if it may be in a place where it was not captured. `known` is what may not, where
+    /// not all places are watched.
+    fn keep(&mut self, known: Option<&BTreeSet<TreePath>>) {
+        let identity = |stat: &Stat| (stat.inode(), stat.what);
+        let left: HashSet<_> = self.left.iter().map(|(_, stat)| identity(stat)).collect();
+        let may_be_elsewhere = |path: &TreePath| {
+            let stat = self.before.memory.stat(path);
+            let is_left = stat.map_or(self.newly_left, |stat| left.contains(&identity(stat)));
+            self.unseen || is_left || known.is_some_and(|known| !known.contains(path))
+        };
+        let kept: Vec<TreePath> = self
+            .gone
+            .iter()
+            .filter(|path| may_be_elsewhere(path))
+            .cloned()
+            .collect();
+        if !kept.is_empty() {
+            let with_parents = |path| parents(path).chain([path]);
+            let stay: BTreeSet<&[u8]> = kept.iter().flat_map(|path| with_parents(path.as_slice())).collect();
+            // With the directories that it is in, which are looked at for nothing else.
+            let (still, gone_for_good) = mem::take(&mut self.gone)
+                .into_iter()
+                .partition::<BTreeSet<_>, _>(|path| stay.contains(path.as_slice()));
+            self.gone = gone_for_good;
+            still.iter().for_each(|path| self.notes.still(path));
+            let gone = &mut self.notes.update.gone;
+            // Each for itself, since it is forgotten with all that is below it.
+            gone.retain(|path| !stay.contains(path.as_slice()));
+            gone.extend(self.gone.iter().cloned());
+        }
+        self.remove.append(&mut self.gone);
+        // Whatever went is not looked for at the same place again; what is in trouble is.
+        let troubles: HashSet<&TreePath> = self.notes.update.troubles.iter().map(|(path, _)| path).collect();
+        self.left.retain(|(path, _)| troubles.contains(path));
+        self.notes.update.left = mem::take(&mut self.left);
+    }
+
+    pub fn finish(mut self, known: Option<&BTreeSet<TreePath>>) -> (Delta, Notes) {
+        self.keep(known);
         links::settle(self.tree, &mut self.upsert, &mut self.remove);
         self.remove.retain(|path| !self.upsert.contains_key(path));
         // The time of a directory, or of a database whose pages are the same, is no reason for a commit.

@@ -1,6 +1,11 @@
 //! Finding out what is at the paths that changed, without reading any file.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    io,
+};
+
+use nix::errno::Errno;
 
 use super::memory::Memory;
 use crate::state::{
@@ -34,7 +39,27 @@ pub enum Found {
     Gone,
     At(Stat),
     /// It is not known what is there; for the snapshot, what was there before.
-    Unknown(String),
+    Unknown(Unseen),
+}
+
+/// Why it is not known what is somewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unseen {
+    pub why: String,
+    /// We lack something for it at the moment; what is there may be as well as ever.
+    pub passing: bool,
+}
+
+impl Unseen {
+    fn of(what: &str, error: &io::Error) -> Unseen {
+        Unseen {
+            why: format!("{what}: {error}"),
+            passing: matches!(
+                error.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
+            ),
+        }
+    }
 }
 
 /// The roots, open.
@@ -43,7 +68,7 @@ pub struct Places<'a>(BTreeMap<&'a str, Place>);
 enum Place {
     Open(Below),
     Missing,
-    Closed(String),
+    Closed(Unseen),
 }
 
 impl<'a> Places<'a> {
@@ -52,7 +77,7 @@ impl<'a> Places<'a> {
             let place = match Below::open(root) {
                 Ok(below) => Place::Open(below),
                 Err(error) if is_gone(&error) => Place::Missing,
-                Err(error) => Place::Closed(error.to_string()),
+                Err(error) => Place::Closed(Unseen::of("cannot be opened", &error)),
             };
             (root.name.as_str(), place)
         };
@@ -84,7 +109,7 @@ impl<'a> Places<'a> {
             Ok(stat) if !rel.is_empty() && excluded(root, rel, stat.what == What::Dir).is_some() => Found::Gone,
             Ok(stat) => Found::At(stat),
             Err(error) if is_gone(&error) => Found::Gone,
-            Err(error) => Found::Unknown(format!("cannot be looked at: {error}")),
+            Err(error) => Found::Unknown(Unseen::of("cannot be looked at", &error)),
         }
     }
 }
@@ -101,11 +126,17 @@ pub struct Look<'a> {
     forced: HashSet<TreePath>,
     /// Files that a writer has closed: their content may have changed and their times not, through a memory map.
     pub written: HashSet<TreePath>,
+    /// The names that the snapshot has of each file that it has by several, by the first.
+    linked: HashMap<&'a TreePath, Vec<&'a TreePath>>,
     queue: Vec<(TreePath, Depth)>,
     /// Directories listed by this look: what comes to one afterwards is an event, and so the next look's.
     listed: HashSet<TreePath>,
+    /// Nothing is looked for that comes to another place from now on.
+    last: bool,
+    /// What has left its place in the last look.
+    pub left: Vec<TreePath>,
     /// Directories that could not be listed, and why.
-    pub unlisted: Vec<(TreePath, String)>,
+    pub unlisted: Vec<(TreePath, Unseen)>,
     /// What is not captured because of what it is called.
     pub refused: Vec<TreePath>,
     /// Sockets, pipes and devices passed by.
@@ -122,8 +153,11 @@ impl<'a> Look<'a> {
             found: BTreeMap::new(),
             forced: HashSet::new(),
             written: HashSet::new(),
+            linked: linked(tree),
             queue: Vec::new(),
             listed: HashSet::new(),
+            last: false,
+            left: Vec::new(),
             unlisted: Vec::new(),
             refused: Vec::new(),
             skipped: 0,
@@ -147,6 +181,13 @@ impl<'a> Look<'a> {
         while let Some((path, depth)) = self.queue.pop() {
             self.examine(path, depth);
         }
+    }
+
+    /// Looks once more although others go on changing things. What leaves its place meanwhile may come to one that has
+    /// been looked at already. So what has left is left for the next capture, and is until then where it was.
+    pub fn at_last(&mut self, changes: &Changes) {
+        self.last = true;
+        self.at(changes);
     }
 
     fn examine(&mut self, path: TreePath, depth: Depth) {
@@ -185,12 +226,39 @@ impl<'a> Look<'a> {
                     self.list(&path);
                 }
                 if !self.is_still(&path, &found) || self.forced.contains(&path) || self.found.contains_key(&path) {
-                    self.found.insert(path, found);
+                    self.note(path, found);
                 }
             }
-            Found::Gone | Found::Unknown(_) => {
-                self.found.insert(path, found);
-            }
+            Found::Gone | Found::Unknown(_) => self.note(path, found),
+        }
+    }
+
+    fn note(&mut self, path: TreePath, found: Found) {
+        if !self.last || !self.has_left(&path, &found) {
+            self.found.insert(path, found);
+        } else if !self.is_file(&path) || !matches!(found, Found::At(stat) if stat.what == What::File) {
+            self.left.push(path);
+        }
+        // A file in the place of one that was to be read is read in its stead.
+    }
+
+    fn is_file(&self, path: &[u8]) -> bool {
+        matches!(self.found.get(path), Some(Found::At(stat)) if stat.what == What::File)
+    }
+
+    /// Whether something was at `path` up to now, and it may be elsewhere.
+    fn has_left(&self, path: &[u8], found: &Found) -> bool {
+        let inode = |found: &Found| match found {
+            Found::At(stat) => Some(stat.inode()),
+            _ => None,
+        };
+        if matches!(found, Found::Unknown(_)) {
+            return false;
+        }
+        match self.found.get(path) {
+            Some(Found::At(before)) => Some(before.inode()) != inode(found),
+            Some(_) => false,
+            None => self.tree.contains_key(path) && self.memory.stat(path).map(Stat::inode) != inode(found),
         }
     }
 
@@ -233,6 +301,15 @@ impl<'a> Look<'a> {
         for inode in before.into_iter().chain(now) {
             memory.names_of(inode).for_each(|name| self.force(name.clone()));
         }
+        // What is remembered may be less than what the snapshot has.
+        let first = match self.tree.get(path).map(|entry| &entry.kind) {
+            Some(Kind::HardLink { to }) => to.as_slice(),
+            _ => path,
+        };
+        if let Some(others) = self.linked.get(&first.to_vec()).cloned() {
+            self.force(first.to_vec());
+            others.into_iter().for_each(|name| self.force(name.clone()));
+        }
     }
 
     fn force(&mut self, path: TreePath) {
@@ -258,21 +335,32 @@ impl<'a> Look<'a> {
             Ok(names) => names,
             Err(error) if is_gone(&error) => Vec::new(),
             Err(error) => {
-                self.unlisted.push((
-                    path.to_vec(),
-                    format!("cannot be listed, so its content is kept as it was: {error}"),
-                ));
+                let what = "cannot be listed, so its content is kept as it was";
+                self.unlisted.push((path.to_vec(), Unseen::of(what, &error)));
                 return;
             }
         };
         let names: BTreeSet<Vec<u8>> = names.into_iter().collect();
-        for name in children(self.tree, path).filter(|name| !names.contains(*name)) {
-            self.found.insert(join(path, name), Found::Gone);
-            self.queue.push((join(path, name), Depth::Itself));
-        }
+        // What an earlier look found in a directory that has been replaced since is as gone as what the snapshot has.
+        let known = children(self.tree, path).chain(children(&self.found, path));
+        let gone: BTreeSet<TreePath> = known
+            .filter(|name| !names.contains(*name))
+            .map(|name| join(path, name))
+            .collect();
+        self.queue.extend(gone.into_iter().map(|path| (path, Depth::Itself)));
         self.queue
             .extend(names.iter().map(|name| (join(path, name), Depth::Below)));
     }
+}
+
+fn linked(tree: &Tree) -> HashMap<&TreePath, Vec<&TreePath>> {
+    let mut linked: HashMap<&TreePath, Vec<&TreePath>> = HashMap::new();
+    for (path, entry) in tree {
+        if let Kind::HardLink { to } = &entry.kind {
+            linked.entry(to).or_default().push(path);
+        }
+    }
+    linked
 }
 
 /// The directory a path is in and its name there; `None` for a root.
@@ -282,7 +370,7 @@ fn parent(path: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// The names directly in the directory `dir` of a tree, some of them twice.
-fn children<'t>(tree: &'t Tree, dir: &[u8]) -> impl Iterator<Item = &'t [u8]> {
+fn children<'t, T>(tree: &'t BTreeMap<TreePath, T>, dir: &[u8]) -> impl Iterator<Item = &'t [u8]> {
     let below = [dir, b"/"].concat();
     let mut next = below.clone();
     std::iter::from_fn(move || {

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::state::{
-    model::TreePath,
+    model::{TreePath, below},
     sqlite,
     walk::{Stat, What, show},
 };
@@ -20,6 +20,8 @@ pub struct Memory {
     names: BTreeSet<(Inode, TreePath)>,
     databases: BTreeMap<TreePath, (Inode, sqlite::Known)>,
     troubles: BTreeMap<TreePath, String>,
+    /// What is there and was not captured.
+    left: BTreeMap<TreePath, Stat>,
     /// Something has been captured.
     begun: bool,
 }
@@ -36,6 +38,8 @@ pub struct Update {
     pub databases: Vec<(TreePath, Inode, sqlite::Known)>,
     pub no_databases: Vec<TreePath>,
     pub troubles: Vec<(TreePath, String)>,
+    /// What is there and was not captured. Each is a trouble.
+    pub left: Vec<(TreePath, Stat)>,
 }
 
 /// Most troubles named in a commit, and how much is shown of a path.
@@ -65,6 +69,11 @@ impl Memory {
         self.troubles.contains_key(path)
     }
 
+    /// What is there and was not captured, as far as is known.
+    pub fn left(&self) -> &BTreeMap<TreePath, Stat> {
+        &self.left
+    }
+
     /// Nothing has been captured yet in this process.
     pub fn is_new(&self) -> bool {
         !self.begun
@@ -82,13 +91,9 @@ impl Memory {
         self.begun = true;
         for path in update.gone {
             self.forget(&path);
-            let below = [&path, &b"/"[..]].concat();
-            let inside: Vec<TreePath> = self
-                .stats
-                .range(below.clone()..)
-                .map(|(path, _)| path)
-                .chain(self.troubles.range(below.clone()..).map(|(path, _)| path))
-                .take_while(|path| path.starts_with(&below))
+            let inside: Vec<TreePath> = below(&self.stats, &path)
+                .chain(below(&self.troubles, &path))
+                .chain(below(&self.databases, &path))
                 .cloned()
                 .collect();
             inside.iter().for_each(|path| self.forget(path));
@@ -99,6 +104,7 @@ impl Memory {
         for (path, stat) in update.stats {
             self.forget_stat(&path);
             self.troubles.remove(&path);
+            self.left.remove(&path);
             if stat.what == What::File {
                 self.names.insert((stat.inode(), path.clone()));
             }
@@ -111,6 +117,7 @@ impl Memory {
             .map(|(path, inode, known)| (path, (inode, known)));
         self.databases.extend(databases);
         self.troubles.extend(update.troubles);
+        self.left.extend(update.left);
     }
 
     /// What could not be captured as it should, one line each, with what `update` is about to say.
@@ -132,6 +139,7 @@ impl Memory {
         self.forget_stat(path);
         self.databases.remove(path);
         self.troubles.remove(path);
+        self.left.remove(path);
     }
 
     fn forget_stat(&mut self, path: &[u8]) {
@@ -148,4 +156,29 @@ fn shown(path: &[u8]) -> String {
         return show(path);
     }
     format!("{}…{}", show(&path[..half]), show(&path[path.len() - half..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_gone_is_forgotten_with_all_that_was_below_it() {
+        let stat = Stat::of(&tempfile::tempfile().unwrap()).unwrap();
+        let path = |path: &str| path.as_bytes().to_vec();
+        let mut memory = Memory::default();
+        memory.apply(Update {
+            stats: vec![(path("s/dir/a"), stat), (path("s/other"), stat)],
+            troubles: vec![(path("s/dir/b"), "locked".into())],
+            left: vec![(path("s/dir/b"), stat)],
+            ..Update::default()
+        });
+        assert_eq!(memory.warnings(&Update::default()), ["s/dir/b: locked"]);
+        memory.apply(Update {
+            gone: vec![path("s/dir")],
+            ..Update::default()
+        });
+        assert!(memory.warnings(&Update::default()).is_empty() && memory.left().is_empty());
+        assert!(memory.stat(b"s/dir/a").is_none() && memory.stat(b"s/other").is_some());
+    }
 }

@@ -11,7 +11,7 @@ mod links;
 mod look;
 mod memory;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use databases::Databases;
 use entries::Entries;
@@ -38,8 +38,8 @@ pub struct Captured {
     pub again: Changes,
     /// Some of that is not in as it was when the capture began.
     pub incomplete: bool,
-    /// Something went while it was to be read. If it went to another name, it may be under neither.
-    pub vanished: bool,
+    /// Something is there that is in the snapshot as it was at best.
+    pub lacking: bool,
     /// Roots that are not there.
     pub missing: Vec<String>,
     /// Sockets, pipes and devices, where everything was looked at.
@@ -49,7 +49,8 @@ pub struct Captured {
 /// Looks in a row until nothing more has changed, after which it is not waited for any longer.
 const LOOKS: usize = 20;
 
-/// Looks at `changes` and at what changes meanwhile, which is added to them, and puts what is new into `writer`.
+/// Looks at `changes` and at what changes meanwhile, which is added to them, and puts what is new into `writer`. Where
+/// some directories are not watched, only those of `known` are removed, if it is given.
 pub fn capture(
     roots: &[Root],
     head: &Head,
@@ -57,6 +58,7 @@ pub fn capture(
     watch: &Watch,
     changes: &mut Changes,
     writer: &mut SegmentWriter,
+    known: Option<&BTreeSet<TreePath>>,
 ) -> Result<Captured, SegmentError> {
     let before = Before {
         tree: head.tree(),
@@ -69,13 +71,17 @@ pub fn capture(
     databases.capture(&mut look, &mut notes, writer)?;
     // What is gone may have another name now, of which the kernel told at the same time: only when it has nothing more
     // to tell, everything has been looked for where it is. Each look is followed by images of the databases it found.
-    for _ in 0..LOOKS {
+    for number in 1..=LOOKS {
         let late = watch.take();
         if late.is_empty() {
             break;
         }
         databases.changed_since(&late, &mut notes);
-        look.at(&late);
+        if number < LOOKS {
+            look.at(&late);
+        } else {
+            look.at_last(&late);
+        }
         changes.merge(late);
         databases.capture(&mut look, &mut notes, writer)?;
     }
@@ -83,13 +89,13 @@ pub fn capture(
     let skipped = changes.rescan.is_some().then_some(look.skipped);
     let mut entries = Entries::new(before, databases.images, notes);
     entries.make(look, writer)?;
-    let (delta, notes) = entries.finish();
+    let (delta, notes) = entries.finish(known.filter(|_| watch.blind().is_some()));
     Ok(Captured {
         delta,
         update: notes.update,
         again: notes.again,
         incomplete: notes.incomplete,
-        vanished: notes.vanished,
+        lacking: notes.lacking,
         missing,
         skipped,
     })
@@ -125,7 +131,7 @@ struct Notes {
     update: Update,
     again: Changes,
     incomplete: bool,
-    vanished: bool,
+    lacking: bool,
 }
 
 impl Notes {
@@ -140,6 +146,12 @@ impl Notes {
     /// It is not captured as it is now; only that is not worth a word.
     fn again(&mut self, path: &[u8]) {
         self.later(path, Depth::Itself);
+        self.incomplete = true;
+    }
+
+    /// It stays in the snapshot as it was until it is known what has become of it.
+    fn still(&mut self, path: &[u8]) {
+        self.again.add(path.to_vec(), Depth::Below);
         self.incomplete = true;
     }
 

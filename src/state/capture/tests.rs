@@ -1,5 +1,7 @@
 //! A capture step by step, with what others do in between.
 
+mod places;
+
 use std::{
     fs,
     path::PathBuf,
@@ -36,25 +38,6 @@ fn all() -> Changes {
     let mut all = Changes::default();
     all.lost("test");
     all
-}
-
-#[test]
-fn what_gets_another_name_before_it_is_read_is_said_to_be_missing() {
-    let kit = Kit::new();
-    kit.write("one", "kept");
-    let (roots, head, watch, memory) = (roots(&kit), Head::default(), Watch::start(|| {}), Memory::default());
-    let mut first = writer(&kit, &head);
-    let mut look = Look::new(&roots, head.tree(), &memory, &watch);
-    look.at(&all());
-    let before = Before {
-        tree: head.tree(),
-        memory: &memory,
-    };
-    let mut entries = Entries::new(before, BTreeMap::new(), Notes::default());
-    fs::rename(kit.live().join("one"), kit.live().join("two")).unwrap();
-    entries.make(look, &mut first).unwrap();
-    let (_, notes) = entries.finish();
-    assert!(notes.incomplete && notes.vanished);
 }
 
 /// A tree that is being unpacked: each of its files has changed, in a directory that no snapshot has.
@@ -115,7 +98,7 @@ impl Steps {
         let id = generation.next_id();
         let spool = roots[0].path.with_file_name("spool");
         let mut writer = SegmentWriter::new(head, &spool, id, None).unwrap();
-        let captured = capture(&roots, head, &self.memory, &self.watch, &mut changes, &mut writer).unwrap();
+        let captured = capture(&roots, head, &self.memory, &self.watch, &mut changes, &mut writer, None).unwrap();
         let warnings = self.memory.warnings(&captured.update);
         let segment = writer.finish(meta(id, None, Reason::Change), captured.delta).unwrap();
         history.commit(&segment).unwrap();
@@ -199,7 +182,7 @@ fn what_has_become_a_database_since_is_not_read_as_a_file() {
     steps.database("db", "delete");
     let mut entries = Entries::new(before, databases.images, notes);
     entries.make(look, &mut writer).unwrap();
-    let (delta, notes) = entries.finish();
+    let (delta, notes) = entries.finish(None);
     assert!(delta.upsert.is_empty() && delta.remove.is_empty(), "{delta:?}");
     assert!(notes.incomplete && notes.again.paths.contains_key(&b"state/db"[..]));
 }

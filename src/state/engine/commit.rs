@@ -40,7 +40,7 @@ const MOST_OBJECTS: usize = 256;
 const TRIES: u32 = 20;
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
-/// Captures for one commit, while things change their names faster than they are read.
+/// Captures for one commit, while things go where they may not be seen again.
 const CAPTURES: u32 = 5;
 
 /// Why a commit failed. What it was to hold is captured again.
@@ -66,7 +66,11 @@ impl Engine {
 
     /// The newest commit, with what it does not have as it is now: nothing may have been committed since that showed.
     pub(super) fn answer(&mut self) -> Option<Meta> {
-        let warnings = self.warnings();
+        let mut warnings = self.warnings();
+        if warnings.is_empty() && self.incomplete {
+            warnings
+                .push("something went on changing its place while it was looked at, and is as it was before".into());
+        }
         self.newest().map(|meta| Meta { warnings, ..meta })
     }
 
@@ -181,9 +185,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Captures again where something is removed that may have another name, under which it was not seen: it could not
-    /// be read any more, being on its way to a third, or it came to a directory that is not watched after that had been
-    /// listed. Whatever is known to be gone before all directories are listed is gone, or is found.
+    /// Captures again where something is removed that may have another name, under which it was not seen, since it came to a
+    /// directory that is not watched after that had been listed. Whatever is known to be gone before all directories are
+    /// listed is gone, or is found. What goes all the time stays until the next commit.
     fn capture(&self, id: CommitId, changes: &mut Changes) -> Result<(SegmentWriter<'_>, Captured), SegmentError> {
         let mut tries = 1;
         let mut known = BTreeSet::new();
@@ -193,16 +197,13 @@ impl Engine {
             }
             let mut writer = SegmentWriter::new(&self.head, &self.settings.spool, id, self.history.key())?;
             let roots = &self.roots;
-            let captured = capture::capture(roots, &self.head, &self.memory, &self.watch, changes, &mut writer)?;
+            let last = (tries >= CAPTURES).then_some(&known);
+            let captured = capture::capture(roots, &self.head, &self.memory, &self.watch, changes, &mut writer, last)?;
             let removed = BTreeSet::from_iter(captured.delta.remove.iter().cloned());
-            let unseen = self.watch.blind().is_some() && !removed.is_subset(&known);
-            let moving = captured.vanished && !removed.is_empty();
-            if !unseen && !moving || tries >= CAPTURES {
+            if self.watch.blind().is_none() || removed.is_subset(&known) || last.is_some() {
                 return Ok((writer, captured));
             }
-            if unseen {
-                changes.lost("something may have gone where nothing is watched");
-            }
+            changes.lost("something may have gone where nothing is watched");
             known = removed;
             tries += 1;
         }

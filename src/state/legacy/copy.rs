@@ -106,6 +106,9 @@ impl<'a> Copier<'a> {
             let next = Mutex::new((Vec::new(), Vec::new()));
             parallel::for_each(&dirs, || {
                 |(dir, to): &(String, PathBuf)| {
+                    if to.is_file() {
+                        return self.leave_out(dir, "another part of the backup has a file there");
+                    }
                     make(to)?;
                     for item in self.from.list(dir)? {
                         if (dir == name && but.contains(&item.name)) || item.name == MARKER {
@@ -142,7 +145,11 @@ impl<'a> Copier<'a> {
             }
             Err(error) => return Err(error.into()),
         };
-        let mut file = File::create_new(to).map_err(|error| local(to, error))?;
+        if to.is_dir() {
+            return self.leave_out(name, "another part of the backup has a directory there");
+        }
+        // As a restore by moltworker does, a later part writes over an earlier one.
+        let mut file = File::create(to).map_err(|error| local(to, error))?;
         self.progress.total.fetch_add(object.len(), Ordering::Relaxed);
         let mut at = 0;
         while at < object.len() {

@@ -56,6 +56,8 @@ pub enum LegacyError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Segment(#[from] SegmentError),
+    #[error("not all of the backup's copy could be read, so it is not taken over yet: {0}")]
+    Lacking(String),
     #[error("{}: no backup is there: neither `openclaw/openclaw.json` nor an older name of it", .0.display())]
     None(PathBuf),
     #[error("there is a history in the store already; a backup can only be its beginning")]
@@ -130,7 +132,10 @@ pub fn import(
     let done = Copier::new(from, progress)
         .copy(backup, &dir, is_apart)
         .and_then(|copied| commit(history, copied, &work.join("spool")));
-    clear()?;
+    // Taken over is taken over.
+    if let Err(error) = clear() {
+        tracing::warn!(%error, "the copy of the backup could not be removed");
+    }
     done
 }
 
@@ -147,11 +152,30 @@ fn commit(history: &History, copied: Copied, spool: &Path) -> Result<CommitId, L
     let mut generation = history.begin(Ulid::generate(), None);
     let id = generation.next_id();
     let head = Head::default();
-    let (memory, watch) = (Memory::default(), Watch::start(|| {}));
-    let mut changes = Changes::default();
-    changes.lost("a backup is taken over");
-    let mut writer = SegmentWriter::new(&head, spool, id, history.key())?;
-    let Captured { delta, update, .. } = capture::capture(&roots, &head, &memory, &watch, &mut changes, &mut writer)?;
+    let (mut memory, watch) = (Memory::default(), Watch::start(|| {}));
+    let capture = |memory: &Memory| {
+        let mut changes = Changes::default();
+        changes.lost("a backup is taken over");
+        let mut writer = SegmentWriter::new(&head, spool, id, history.key())?;
+        let captured = capture::capture(&roots, &head, memory, &watch, &mut changes, &mut writer, None)?;
+        Ok::<_, SegmentError>((writer, captured))
+    };
+    let (mut writer, mut captured) = capture(&memory)?;
+    if captured.lacking {
+        // What SQLite cannot make sense of is stored as bytes the second time.
+        memory.apply(capture::Update {
+            troubles: captured.update.troubles,
+            ..capture::Update::default()
+        });
+        (writer, captured) = capture(&memory)?;
+    }
+    let Captured {
+        delta, update, lacking, ..
+    } = captured;
+    let warnings = memory.warnings(&update);
+    if lacking {
+        return Err(LegacyError::Lacking(warnings.join("; ")));
+    }
     let meta = Meta {
         id,
         parent: None,
@@ -163,7 +187,7 @@ fn commit(history: &History, copied: Copied, spool: &Path) -> Result<CommitId, L
         files: 0,
         bytes: 0,
         suspicious: None,
-        warnings: left_out.into_iter().chain(memory.warnings(&update)).collect(),
+        warnings: left_out.into_iter().chain(warnings).collect(),
     };
     let segment = writer.finish(meta, delta)?;
     history.commit(&segment)?;
@@ -287,6 +311,60 @@ mod tests {
         assert_eq!(bucket.restored(), expect(&expected));
         assert!(!bucket.path("work/import").exists());
         assert!(matches!(bucket.import(true), Some(Err(LegacyError::History))));
+    }
+
+    #[test]
+    fn what_two_parts_of_a_backup_have_is_as_the_later_has_it() {
+        let bucket = Bucket::with(&[
+            ("openclaw/openclaw.json", "{}"),
+            ("openclaw/workspace/a", "of the state"),
+            ("openclaw/workspace/skills/x/SKILL.md", "old"),
+            ("openclaw/workspace/dir/x", "1"),
+            ("openclaw/workspace/file", "1"),
+            ("workspace/a", "of the workspace"),
+            ("workspace/dir", "a file"),
+            ("workspace/file/x", "in a directory"),
+            ("skills/x/SKILL.md", "new"),
+        ]);
+        let id = bucket.import(false).unwrap().unwrap();
+        let expected = [
+            ("state/openclaw.json", "{}"),
+            ("state/workspace/a", "of the workspace"),
+            ("state/workspace/dir/x", "1"),
+            ("state/workspace/file", "1"),
+            ("state/workspace/skills/x/SKILL.md", "new"),
+        ];
+        assert_eq!(bucket.restored(), expect(&expected));
+        let warnings = bucket.history().info(id).unwrap().0.meta.warnings;
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+    }
+
+    #[test]
+    fn a_database_that_sqlite_cannot_read_is_taken_over_as_it_is() {
+        let bucket = Bucket::with(&[("openclaw/openclaw.json", "{}")]);
+        let path = bucket.path("bucket/openclaw/db");
+        let db = rusqlite::Connection::open(&path).unwrap();
+        db.execute_batch("CREATE TABLE t(v)").unwrap();
+        drop(db);
+        // A format of the schema that is none yet.
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[47] = 9;
+        fs::write(&path, &bytes).unwrap();
+        let id = bucket.import(true).unwrap().unwrap();
+        let warnings = bucket.history().info(id).unwrap().0.meta.warnings;
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("stored as they are"),
+            "{warnings:?}"
+        );
+        let targets = [("state".to_owned(), bucket.path("state"))];
+        let recovered = recover(
+            &bucket.history(),
+            &|_| Ok(targets.to_vec()),
+            &bucket.path("work"),
+            &Progress::default(),
+        );
+        assert!(matches!(recovered.unwrap(), Recovered::Restored { .. }));
+        assert_eq!(fs::read(bucket.path("state/db")).unwrap(), bytes);
     }
 
     #[test]

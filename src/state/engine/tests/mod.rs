@@ -4,6 +4,7 @@ mod campaign;
 mod databases;
 mod limits;
 mod model;
+mod moves;
 
 use std::{
     fs,
