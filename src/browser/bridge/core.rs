@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 
 use self::{
+    answers::agents_text,
     fetch::{Judged, Paused},
     targets::Target,
 };
@@ -126,23 +127,6 @@ struct Said<'a> {
     result: Option<&'a RawValue>,
     #[serde(default)]
     error: Value,
-}
-
-/// What the agent in the page gave, without all else that the shim says of it, and still spelled as a string of JSON: that
-/// it is read only when the shim's message is gone keeps few copies of it at a time.
-fn agents_text(result: &RawValue) -> Value {
-    #[derive(Deserialize)]
-    struct Evaluated<'a> {
-        #[serde(borrow)]
-        result: Given<'a>,
-    }
-    #[derive(Deserialize)]
-    struct Given<'a> {
-        #[serde(borrow)]
-        value: &'a RawValue,
-    }
-    let evaluated = serde_json::from_str::<Evaluated<'_>>(result.get());
-    evaluated.map_or(Value::Null, |evaluated| evaluated.result.value.get().into())
 }
 
 /// Who waits for an answer.
@@ -347,8 +331,7 @@ impl Bridge {
     }
 }
 
-/// Anything else than an object is no message.
-/// Takes the text, as it may be long.
+/// Anything else than an object is no message. Takes the text, as it may be long.
 fn message(text: impl AsRef<str>) -> Option<Value> {
     serde_json::from_str(text.as_ref()).ok().filter(Value::is_object)
 }

@@ -78,8 +78,9 @@ impl<'a> Entries<'a> {
             Found::At(stat) => stat.what != What::Dir,
             Found::Unknown(_) => false,
         };
+        let is_in_none = |path: &TreePath| parents(path).any(|dir| finds.get(dir).is_some_and(is_no_dir));
         for (path, found) in &finds {
-            if parents(path).any(|dir| finds.get(dir).is_some_and(is_no_dir)) {
+            if is_in_none(path) {
                 continue;
             }
             match found {
@@ -95,11 +96,8 @@ impl<'a> Entries<'a> {
             }
         }
         left.iter().for_each(|path| self.notes.still(path));
-        let is_looked_at = |path: &TreePath| {
-            finds.contains_key(path) || parents(path).any(|dir| finds.get(dir).is_some_and(is_no_dir))
-        };
         let earlier = self.before.memory.left().iter();
-        let still = earlier.filter(|(path, _)| !is_looked_at(path));
+        let still = earlier.filter(|(path, _)| !finds.contains_key(*path) && !is_in_none(path));
         self.left.extend(still.map(|(path, stat)| (path.clone(), *stat)));
         let too_deep = |path| (path, "lies too deep, and is not captured".to_owned());
         self.notes.update.troubles.extend(refused.into_iter().map(too_deep));

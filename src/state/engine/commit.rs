@@ -15,7 +15,7 @@ use crate::{
         capture::{self, Captured},
         changes::Changes,
         compact::{self, CompactError, compact},
-        model::{CommitId, Meta, Reason},
+        model::{CommitId, Meta, Reason, TreePath},
         pace::{Input, Step},
         prune::Own,
         retain::Record,
@@ -199,12 +199,12 @@ impl Engine {
             let roots = &self.roots;
             let last = (tries >= CAPTURES).then_some(&known);
             let captured = capture::capture(roots, &self.head, &self.memory, &self.watch, changes, &mut writer, last)?;
-            let removed = BTreeSet::from_iter(captured.delta.remove.iter().cloned());
-            if self.watch.blind().is_none() || removed.is_subset(&known) || last.is_some() {
+            let is_known = |path: &TreePath| known.contains(path);
+            if self.watch.blind().is_none() || captured.delta.remove.iter().all(is_known) || last.is_some() {
                 return Ok((writer, captured));
             }
             changes.lost("something may have gone where nothing is watched");
-            known = removed;
+            known = captured.delta.remove.into_iter().collect();
             tries += 1;
         }
     }

@@ -247,8 +247,7 @@ mod tests {
             ))
         }
 
-        /// The names and texts below what is restored.
-        fn restored(&self) -> Vec<(String, String)> {
+        fn restore(&self) {
             let targets = ["state", "workspace"].map(|root| (root.to_owned(), self.path(root)));
             let recovered = recover(
                 &self.history(),
@@ -257,6 +256,11 @@ mod tests {
                 &Progress::default(),
             );
             assert!(matches!(recovered.unwrap(), Recovered::Restored { .. }));
+        }
+
+        /// The names and texts below what is restored.
+        fn restored(&self) -> Vec<(String, String)> {
+            self.restore();
             let mut found = Vec::new();
             for root in ["state", "workspace"].iter().filter(|root| self.path(root).exists()) {
                 for (path, entry, bytes) in picture(&self.path(root)) {
@@ -356,14 +360,7 @@ mod tests {
             warnings.len() == 1 && warnings[0].contains("stored as they are"),
             "{warnings:?}"
         );
-        let targets = [("state".to_owned(), bucket.path("state"))];
-        let recovered = recover(
-            &bucket.history(),
-            &|_| Ok(targets.to_vec()),
-            &bucket.path("work"),
-            &Progress::default(),
-        );
-        assert!(matches!(recovered.unwrap(), Recovered::Restored { .. }));
+        bucket.restore();
         assert_eq!(fs::read(bucket.path("state/db")).unwrap(), bytes);
     }
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
 
 use super::{Asked, Bridge, Out, STREAMED, STREAMS, evaluate};
 
@@ -85,6 +86,24 @@ impl Bridge {
     }
 }
 
+/// What the agent in the page gave, without all else that the shim says of it, and still spelled as a string of JSON: that
+/// it is read only when the shim's message is gone keeps few copies of it at a time.
+pub(super) fn agents_text(result: &RawValue) -> Value {
+    #[derive(Deserialize)]
+    struct Evaluated<'a> {
+        #[serde(borrow)]
+        result: Given<'a>,
+    }
+    #[derive(Deserialize)]
+    struct Given<'a> {
+        #[serde(borrow)]
+        value: &'a RawValue,
+    }
+    let evaluated = serde_json::from_str::<Evaluated<'_>>(result.get());
+    evaluated.map_or(Value::Null, |evaluated| evaluated.result.value.get().into())
+}
+
+/// What that says.
 fn agents_answer(spelled: Value) -> Option<Value> {
     let said: String = serde_json::from_str(spelled.as_str()?).ok()?;
     drop(spelled);
