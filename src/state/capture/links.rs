@@ -1,23 +1,34 @@
 //! Hard links in a tree that changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::state::model::{Entry, Kind, Tree, TreePath};
+
+/// Each hard link of a tree, and the first name of its file.
+fn links(tree: &Tree) -> impl Iterator<Item = (&TreePath, &TreePath)> {
+    tree.iter().filter_map(|(path, entry)| match &entry.kind {
+        Kind::HardLink { to } => Some((path, to)),
+        _ => None,
+    })
+}
+
+/// The further names of each file that a tree has by several, by the first.
+pub fn by_first_name(tree: &Tree) -> HashMap<&TreePath, Vec<&TreePath>> {
+    let mut others: HashMap<_, Vec<_>> = HashMap::new();
+    for (path, to) in links(tree) {
+        others.entry(to).or_default().push(path);
+    }
+    others
+}
 
 /// Mends every link whose file is no longer there or could not be captured: it gets the content that the file had,
 /// and if that is not known it goes.
 pub fn settle(tree: &Tree, upsert: &mut BTreeMap<TreePath, Entry>, remove: &mut BTreeSet<TreePath>) {
     let is_file = |entry: &Entry| matches!(entry.kind, Kind::File { .. } | Kind::Sqlite { .. });
-    let linked = |path: &TreePath, entry: &Entry| match &entry.kind {
-        Kind::HardLink { to } => Some((path.clone(), to.clone())),
-        _ => None,
-    };
-    let stays = tree
-        .iter()
-        .filter(|(path, _)| !remove.contains(*path) && !upsert.contains_key(*path));
-    let links: Vec<(TreePath, TreePath)> = stays
-        .chain(upsert.iter())
-        .filter_map(|(path, entry)| linked(path, entry))
+    let stay = links(tree).filter(|(path, _)| !remove.contains(*path) && !upsert.contains_key(*path));
+    let links: Vec<(TreePath, TreePath)> = stay
+        .chain(links(upsert))
+        .map(|(path, to)| (path.clone(), to.clone()))
         .collect();
     for (path, to) in links {
         let now = match upsert.get(&to) {

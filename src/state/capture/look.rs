@@ -7,7 +7,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::memory::Memory;
+use super::{links, memory::Memory};
 use crate::state::{
     changes::{Changes, Depth},
     exclude::excluded,
@@ -153,7 +153,7 @@ impl<'a> Look<'a> {
             found: BTreeMap::new(),
             forced: HashSet::new(),
             written: HashSet::new(),
-            linked: linked(tree),
+            linked: links::by_first_name(tree),
             queue: Vec::new(),
             listed: HashSet::new(),
             last: false,
@@ -351,16 +351,6 @@ impl<'a> Look<'a> {
         self.queue
             .extend(names.iter().map(|name| (join(path, name), Depth::Below)));
     }
-}
-
-fn linked(tree: &Tree) -> HashMap<&TreePath, Vec<&TreePath>> {
-    let mut linked: HashMap<&TreePath, Vec<&TreePath>> = HashMap::new();
-    for (path, entry) in tree {
-        if let Kind::HardLink { to } = &entry.kind {
-            linked.entry(to).or_default().push(path);
-        }
-    }
-    linked
 }
 
 /// The directory a path is in and its name there; `None` for a root.
