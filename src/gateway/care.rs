@@ -1,6 +1,9 @@
 //! What the supervisor asks the gateway's keeper.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::{
@@ -41,12 +44,7 @@ impl Gateway {
             let version = version.to_string();
             self.events.emit(Event::GatewayFound { version });
         }
-        let (furnish, workspace) = (self.furnish, prepared.workspace);
-        let shown = workspace.display().to_string();
-        let furnished = spawn_blocking(move || furnish(&workspace));
-        if timeout(FURNISHING, furnished).await.is_err() {
-            warn!("the workspace {shown} does not answer: nothing is put into it for this start");
-        }
+        self.furnish(prepared.workspace, |workspace| workspace.is_dir()).await;
         let child = self.environment();
         let set = child.set.into_iter();
         Start::Go(Launch {
@@ -54,6 +52,16 @@ impl Gateway {
             unset: child.unset.into_iter().map(Into::into).collect(),
             ..Launch::default()
         })
+    }
+
+    /// Puts what is ours into the workspace, where it is `wanted`.
+    async fn furnish(&self, workspace: PathBuf, wanted: fn(&Path) -> bool) {
+        let furnish = self.furnish;
+        let shown = workspace.display().to_string();
+        let furnished = spawn_blocking(move || wanted(&workspace).then(|| furnish(&workspace)));
+        if timeout(FURNISHING, furnished).await.is_err() {
+            warn!("the workspace {shown} does not answer: nothing is put into it for this start");
+        }
     }
 }
 
@@ -76,6 +84,11 @@ impl Care for Gateway {
     fn became_ready(&self) -> BoxFuture<'_, ()> {
         async {
             let run = self.ready().await;
+            // A new agent's workspace is begun now and not before: a gateway that finds more than its configuration looks for the state
+            // of older ones, for seconds.
+            if let Some(workspace) = self.workspace() {
+                self.furnish(workspace, |_| true).await;
+            }
             sleep(self.patience.settled.min(LONGEST_TRIAL)).await;
             self.settled(run).await;
         }

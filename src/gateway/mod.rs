@@ -34,7 +34,7 @@ pub mod version;
 pub mod workspace;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -105,7 +105,7 @@ impl Gateway {
     }
 
     /// A keeper for the configuration's service `gateway`. Touches nothing yet. `furnish` puts what is ours into the
-    /// agent's workspace, before each start.
+    /// agent's workspace, before each start and once the gateway is ready.
     ///
     /// # Errors
     /// Every problem of the gateway's settings at once.
@@ -292,6 +292,11 @@ impl Gateway {
         self.version()?;
         let env = self.environment().over(&self.present().env);
         Cli::of(&self.command, env, self.spawner.clone())
+    }
+
+    /// The agent's, once a start has been prepared.
+    fn workspace(&self) -> Option<PathBuf> {
+        Some(self.present().prepared.as_ref()?.workspace.clone())
     }
 
     /// The installed one's, once a start has been prepared.

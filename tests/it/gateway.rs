@@ -52,12 +52,11 @@ impl Run {
     fn of(gateway: Gateway) -> Run {
         // Requests that come through a proxy on this machine are believed, so that a test can come from afar.
         let config = json!({ "gateway": { "trustedProxies": ["127.0.0.1"] } });
-        let run = Run::start(
-            gateway,
-            &config,
-            &[("ANTHROPIC_API_KEY", "sk-ant-test-0123456789")],
-            |_| {},
-        );
+        let env = [
+            ("ANTHROPIC_API_KEY", "sk-ant-test-0123456789"),
+            ("OPENCLAW_GATEWAY_STARTUP_TRACE", "1"),
+        ];
+        let run = Run::start(gateway, &config, &env, |_| {});
         run.container.wait_for("/readyz", BOOT);
         run
     }
@@ -238,6 +237,17 @@ fn a_first_boot_of_the_latest_is_ready_and_pairs() {
     a_first_boot_is_ready_and_pairs(Gateway::latest(), "2026.9.6");
 }
 
+/// It goes through what older gateways may have left unless there is nothing but a configuration: a quarter of its start.
+#[test]
+fn a_first_boot_of_the_latest_migrates_nothing_and_has_the_skill_afterwards() {
+    let run = Run::of(Gateway::latest());
+    let log = run.container.log();
+    assert!(log.contains("startup trace: cli.command.config-ready"), "{log}");
+    assert!(!log.contains("legacy-state-migrations"), "{log}");
+    let skill = run.disk.state().join("workspace/skills/cloudflare-browser/SKILL.md");
+    eventually("the skill", PATIENCE, || skill.is_file().then_some(()));
+}
+
 #[test]
 fn a_first_boot_of_the_pinned_is_ready_and_pairs() {
     a_first_boot_is_ready_and_pairs(Gateway::pinned(), "2026.2.3");
@@ -263,6 +273,44 @@ fn the_latest_is_started_again_when_it_wants_to_be() {
     });
     run.container.wait_for("/readyz", BOOT);
     assert!(!run.container.log().contains("crash loop"));
+}
+
+/// One that ends to be started again leaves word of it, and is asked where a clean exit would be the end otherwise.
+#[test]
+fn the_latest_that_ends_for_a_restart_is_believed_and_one_that_just_ends_is_not() {
+    let gateway = Gateway::latest();
+    let program = gateway.program();
+    let run = Run::start(
+        gateway,
+        &json!({}),
+        &[("ANTHROPIC_API_KEY", "sk-ant-test-0123456789")],
+        |disk| {
+            let file = disk.path("moltinit.toml");
+            let text = fs::read_to_string(&file).unwrap();
+            // Left to itself it restarts within its process.
+            let left = format!(r#"command = ["env", "-uOPENCLAW_NO_RESPAWN", {program:?}, "gateway""#);
+            let adapted = text.replace(
+                r#"command = ["openclaw", "gateway""#,
+                &format!("restart = \"on-failure\"\n{left}"),
+            );
+            assert_ne!(adapted, text);
+            fs::write(&file, adapted).unwrap();
+        },
+    );
+    run.container.wait_for("/readyz", BOOT);
+    let pid = run.pid();
+    kill(Pid::from_raw(pid), Signal::SIGUSR2).unwrap();
+    run.wait_for_another(pid);
+    assert!(
+        run.container.log().contains("the gateway wants to be started again"),
+        "{}",
+        run.container
+    );
+
+    let pid = run.pid();
+    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    let ended = || (run.container.status()["services"]["gateway"]["state"] == "stopped").then_some(());
+    eventually(format_args!("the end of {pid}; {}", run.container), DRAIN, ended);
 }
 
 /// Telegram as it is to somebody whose token it does not know. Gives its address.

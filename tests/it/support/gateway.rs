@@ -37,6 +37,10 @@ impl Gateway {
         }
     }
 
+    pub fn program(&self) -> PathBuf {
+        self.bin.join("openclaw")
+    }
+
     /// The environment and the file with which `disk`'s moltinit runs this gateway on a port of its own.
     pub fn environment(&self, disk: &Disk) -> Vec<(String, String)> {
         let port = self.port.to_string();
@@ -89,7 +93,7 @@ impl Gateway {
 
     /// Its command line, with nothing in its environment but a path.
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(self.bin.join("openclaw"));
+        let mut command = Command::new(self.program());
         let path = format!("{}:{}", self.bin.display(), std::env::var("PATH").unwrap());
         command.args(words).env_clear().env("PATH", path);
         command
@@ -114,7 +118,7 @@ impl Gateway {
         fs::create_dir_all(&state).unwrap();
         fs::write(state.join("openclaw.json"), config.to_string()).unwrap();
         // The early generation has no command for it, but refuses any other.
-        let output = Command::new(self.bin.join("openclaw"))
+        let output = Command::new(self.program())
             .args(["config", "get", "gateway.mode"])
             .env("HOME", home.path())
             .env_remove("OPENCLAW_STATE_DIR")
