@@ -1,11 +1,19 @@
 #!/bin/sh
 # What a container's start script does without moltinit, as moltworker's does it: bring the state back with rclone,
 # onboard where there is none, patch the configuration with node, start the gateway in the foreground.
-# Wants STATE, REMOTE (rclone's name of the backup), PORT, OPENCLAW_GATEWAY_TOKEN, ANTHROPIC_API_KEY.
+# Wants STATE, REMOTE (rclone's name of the bucket), PORT, OPENCLAW_GATEWAY_TOKEN, ANTHROPIC_API_KEY.
 set -e
-if rclone lsf "$REMOTE/openclaw.json" 2>/dev/null | grep -q .; then
-    rclone copy "$REMOTE" "$STATE" --transfers 16 --fast-list
+flags="--transfers 16 --fast-list"
+# shellcheck disable=SC2086
+if rclone ls "$REMOTE/openclaw/openclaw.json" $flags 2>/dev/null | grep -q openclaw.json; then
+    rclone copy "$REMOTE/openclaw" "$STATE" $flags
 fi
+for part in workspace skills; do
+    # shellcheck disable=SC2086
+    if [ "$(rclone ls "$REMOTE/$part" $flags 2>/dev/null | wc -l)" -gt 0 ]; then
+        rclone copy "$REMOTE/$part" "$STATE/$part" $flags
+    fi
+done
 if [ ! -f "$STATE/openclaw.json" ]; then
     began=$(date +%s%N)
     openclaw onboard --non-interactive --accept-risk --mode local --gateway-port "$PORT" --gateway-bind loopback \

@@ -28,11 +28,12 @@ def grow(state):
 
 
 class Booted:
-    """A fresh container: nothing on its disk, and the bucket as it is."""
+    """A fresh container: nothing on its disk, and the bucket as it is. Its paths and its port are those of the one before, as a
+    container's are: the gateway looks through all of its state again where they have changed."""
 
-    def __init__(self, s3, number):
-        self.home = scratch / f"home-{type(self).__name__}-{number}"
-        self.state, self.port = self.home / ".openclaw", free_port()
+    def __init__(self, s3):
+        self.home = scratch / f"home-{type(self).__name__}"
+        self.state, self.port = self.home / ".openclaw", ports[type(self)]
         self.state.mkdir(parents=True)
         # Node and the gateway keep what they compile there: a fresh container's is empty.
         (self.home / "tmp").mkdir()
@@ -100,7 +101,7 @@ class Uncompiled(Ours):
 
 class Script(Booted):
     def begin(self, s3):
-        env = {"STATE": str(self.state), "PORT": str(self.port), "REMOTE": f"s3:{s3.bucket}/openclaw",
+        env = {"STATE": str(self.state), "PORT": str(self.port), "REMOTE": f"s3:{s3.bucket}",
                "OPENCLAW_NO_RESPAWN": "1"}
         return start(["sh", ROOT / "benches/boot-script.sh"], env=s3.rclone_env() | self.env | env)
 
@@ -110,7 +111,8 @@ class Script(Booted):
     def save(self, s3):
         # Stopped first: rclone cannot copy files that change.
         end(self.process)
-        s3.rclone("sync", self.state, f"s3:{s3.bucket}/openclaw")
+        s3.rclone("sync", self.state, f"s3:{s3.bucket}/openclaw", "--exclude", "/workspace/**")
+        s3.rclone("sync", self.state / "workspace", f"s3:{s3.bucket}/workspace")
 
 
 def bucket(kind, number):
@@ -122,14 +124,16 @@ def bucket(kind, number):
 
 
 KINDS = Ours, Script
+ports = {kind: free_port() for kind in (*KINDS, Uncompiled)}
 first, warm, buckets = {Ours: [], Script: []}, {Ours: [], Script: []}, {}
 phases, uncompiled, onboarding, mounting = [], [], [], []
-Script(S3(delay_ms=30), "to-warm-the-page-cache").end()
+# What they share, the page cache, is warm for all of them.
+Script(S3(delay_ms=30)).end()
 # In turns, so that all have the same weather.
 for number in range(ROUNDS):
     for kind in KINDS:
         buckets[kind] = bucket(kind, number)
-        booted = kind(buckets[kind], f"first-{number}")
+        booted = kind(buckets[kind])
         first[kind].append(booted.took)
         if kind is Ours:
             phases.append(booted.phases())
@@ -141,12 +145,12 @@ for number in range(ROUNDS):
         booted.end()
 for number in range(ROUNDS):
     for kind in KINDS:
-        booted = kind(buckets[kind], f"warm-{number}")
+        booted = kind(buckets[kind])
         warm[kind].append(booted.took)
         booted.end()
 
 for number in range(ROUNDS):
-    booted = Uncompiled(bucket(Uncompiled, number), number)
+    booted = Uncompiled(bucket(Uncompiled, number))
     uncompiled.append(booted.took)
     booted.end()
 
