@@ -439,8 +439,7 @@ fn a_full_store_is_named_and_loses_nothing() {
     assert_eq!(fs::read(fresh.state().join("large")).unwrap(), large);
 }
 
-#[test]
-fn a_full_disk_of_its_own_stops_no_commit() {
+fn a_disk_of_its_own_stops_no_commit(spoil: impl FnOnce(&Container, &Volume)) {
     let disk = Disk::new();
     let volume = Volume::mount(&disk.path("volume"), MsFlags::empty(), "size=1m");
     let data = volume.0.join("data");
@@ -448,8 +447,7 @@ fn a_full_disk_of_its_own_stops_no_commit() {
     let container = with_gateway_and(&disk, &disk.path("store"), sleep, &[("MOLTINIT_DATA_DIR", data)]);
     container.wait_for("/readyz", PATIENCE);
     fs::create_dir_all(disk.state()).unwrap();
-    let full = fs::write(volume.0.join("filler"), random(2 << 20)).unwrap_err();
-    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    spoil(&container, &volume);
     let note = random(3 << 20);
     fs::write(disk.state().join("note"), &note).unwrap();
     commit(&container);
@@ -458,6 +456,23 @@ fn a_full_disk_of_its_own_stops_no_commit() {
     let second = stand_in(&disk, &disk.path("store"));
     second.wait_for("/readyz", PATIENCE);
     assert_eq!(fs::read(disk.state().join("note")).unwrap(), note);
+}
+
+#[test]
+fn a_full_disk_of_its_own_stops_no_commit() {
+    a_disk_of_its_own_stops_no_commit(|_, volume| {
+        let full = fs::write(volume.0.join("filler"), random(2 << 20)).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    });
+}
+
+#[test]
+fn a_write_protected_disk_of_its_own_stops_no_commit() {
+    a_disk_of_its_own_stops_no_commit(|container, volume| {
+        let point = volume.0.to_str().unwrap();
+        inside(container, &["mount", "--bind", point], &volume.0);
+        inside(container, &["mount", "-o", "remount,bind,ro"], &volume.0);
+    });
 }
 
 #[test]

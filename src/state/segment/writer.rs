@@ -1,5 +1,5 @@
 //! Building a segment in a local spool, so that the store sees nothing before it is whole. The spool is a file, and
-//! memory where the disk has no room: that the disk is full is no reason to lose what is on it.
+//! memory where the disk takes none: that it is full or failing is no reason to lose what is on it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -90,25 +90,31 @@ pub struct SegmentWriter<'a> {
 
 struct Spool {
     file: BufWriter<File>,
-    /// Bytes that there may be.
+    /// Bytes that there may be, and what is wrong with the disk if there are to be more.
     most: u64,
+    beyond: ErrorKind,
     len: u64,
     sum: Sha256,
 }
 
 impl Spool {
-    /// In `dir`, or in memory if that is as good as full.
+    /// In `dir`, or in memory if that is as good as full or cannot be written.
     fn open(dir: &Path) -> io::Result<Spool> {
-        let (file, most) = match unlinked(dir) {
-            Ok(file) if room(&file)? >= MOST_IN_MEMORY => (file, u64::MAX),
-            Err(error) if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
-                return Err(error);
+        let on_disk = unlinked(dir).and_then(|file| match room(&file)? {
+            ..MOST_IN_MEMORY => Err(ErrorKind::StorageFull.into()),
+            _ => Ok(file),
+        });
+        let (file, most, beyond) = match on_disk {
+            Ok(file) => (file, u64::MAX, ErrorKind::StorageFull),
+            Err(error) => {
+                let memory = memfd_create("segment", MFdFlags::MFD_CLOEXEC)?;
+                (memory.into(), MOST_IN_MEMORY, error.kind())
             }
-            _ => (memfd_create("segment", MFdFlags::MFD_CLOEXEC)?.into(), MOST_IN_MEMORY),
         };
         Ok(Spool {
             file: BufWriter::with_capacity(256 << 10, file),
             most,
+            beyond,
             len: 0,
             sum: Sha256::new(),
         })
@@ -116,7 +122,7 @@ impl Spool {
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.len + bytes.len() as u64 > self.most {
-            return Err(ErrorKind::StorageFull.into());
+            return Err(self.beyond.into());
         }
         self.sum.update(bytes);
         self.len += bytes.len() as u64;
