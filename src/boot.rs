@@ -90,7 +90,7 @@ impl Checked {
                 settings,
                 upstream,
             }),
-            _ => Err(Problems(problems)),
+            _ => Err(Problems(problems).masked(&config.mask)),
         }
     }
 }

@@ -174,7 +174,7 @@ impl std::error::Error for Problems {}
 
 impl Problems {
     /// The same, but for the secrets that they quote.
-    fn masked(mut self, mask: &Mask) -> Problems {
+    pub fn masked(mut self, mask: &Mask) -> Problems {
         for Problem { name, what } in &mut self.0 {
             *name = mask.apply(name).into_owned();
             *what = mask.apply(what).into_owned();
