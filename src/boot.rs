@@ -133,6 +133,7 @@ async fn supervise(checked: Checked, role: Role, spawner: Spawner, early: &Early
     introduce(role, &config, &events);
 
     let gateway = Arc::new(Gateway::new(&config, spawner.clone(), events.clone(), skill::put)?);
+    gateway.read_ahead();
     let mut descriptions = config.services.clone();
     let mut cares = HashMap::from([("gateway".to_owned(), Arc::clone(&gateway) as Arc<dyn Care>)]);
     let place = Place::of(&config, gateway.waits_to_be_told());

@@ -1,6 +1,6 @@
 //! What a gateway finds in its environment beside what the supervisor itself was given.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use crate::config::env::Env;
 
@@ -129,9 +129,7 @@ pub fn child_env(env: &Env, settings: &GatewaySettings, places: &Places) -> Chil
     put("OPENCLAW_NO_RESPAWN", "1");
     put("OPENCLAW_SUPERVISOR_MODE", "external");
     put("OPENCLAW_SERVICE_REPAIR_POLICY", "external");
-    if env.get("NODE_COMPILE_CACHE").is_none() {
-        put("NODE_COMPILE_CACHE", &places.compile_cache.to_string_lossy());
-    }
+    put("NODE_COMPILE_CACHE", &compile_cache(env, places).to_string_lossy());
     // Node has opened the cache already; without this the gateway's launcher starts a second Node to move it.
     put("OPENCLAW_PACKAGED_COMPILE_CACHE_RESPAWNED", "1");
     let by_file = |name: &&str| format!("{name}_FILE");
@@ -142,6 +140,12 @@ pub fn child_env(env: &Env, settings: &GatewaySettings, places: &Places) -> Chil
         .chain(["MOLTINIT_CDP_TOKEN_FILE".to_owned()])
         .collect();
     ChildEnv { set, unset }
+}
+
+/// Where Node keeps what it has compiled of the gateway: where an image brings it, or beside our own data.
+pub fn compile_cache(env: &Env, places: &Places) -> PathBuf {
+    env.get("NODE_COMPILE_CACHE")
+        .map_or_else(|| places.compile_cache.clone(), PathBuf::from)
 }
 
 #[cfg(test)]
@@ -202,10 +206,9 @@ mod tests {
 
     #[test]
     fn what_an_image_brings_compiled_is_used() {
-        assert!(
-            !of(&[("NODE_COMPILE_CACHE", "/image")])
-                .set
-                .contains_key("NODE_COMPILE_CACHE")
+        assert_eq!(
+            of(&[("NODE_COMPILE_CACHE", "/image")]).set["NODE_COMPILE_CACHE"],
+            "/image"
         );
     }
 

@@ -5,10 +5,11 @@
 //! * [`prepare`]: what has to be right before it starts; [`environment`]: what it finds in its environment.
 //! * `failure`: what its end means (pure); `trial`: what that says of its configuration; `choice`: which one to start
 //!   with then (pure); `record`: those that have worked and those that have not.
-//! * `care`: all that, in the supervisor's terms.
+//! * `care`: all that, in the supervisor's terms; `ahead`: what a start reads, read ahead of it.
 //! * [`rpc`]: its WebSocket protocol; `cli`: its command line, for what nothing else can do; `devices`: pairing, by
 //!   either.
 
+mod ahead;
 mod care;
 mod choice;
 mod cli;
@@ -154,6 +155,12 @@ impl Gateway {
         let before = known(&present);
         (present.env, present.settings) = (config.env.clone(), settings);
         Ok(before != known(&present))
+    }
+
+    /// Has what its start reads read ahead of it, in the background.
+    pub fn read_ahead(&self) {
+        let compiled = environment::compile_cache(&self.present().env, &self.places);
+        ahead::read(&compiled);
     }
 
     /// Whether there is nothing yet to start it with, and somebody who may bring it.

@@ -218,6 +218,13 @@ fn a_stop_is_a_last_commit(engine: &Engine, store: &Path) {
         compiled.parse::<u32>().unwrap() > 100,
         "files of compiled code: {compiled}"
     );
+    // Beside it is a list of what the gateway reads, all of which is there.
+    let listed = "cd $NODE_COMPILE_CACHE && wc -l <files && xargs -a files ls -d >/dev/null";
+    let listed = container.exec(&["sh", "-c", listed]);
+    assert!(
+        listed.parse::<u32>().unwrap() > 200,
+        "files that the gateway reads: {listed}"
+    );
     let environ = format!("tr '\\0' '\\n' < /proc/{gateway}/environ | grep ^NODE_COMPILE_CACHE=");
     assert_eq!(
         container.exec(&["sh", "-c", &environ]),

@@ -3,17 +3,19 @@
 use std::{
     fs,
     io::Read,
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
 use nix::{
+    fcntl::{PosixFadviseAdvice, posix_fadvise},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
 use crate::support::{
     MOLTINIT, PATIENCE, compile,
-    container::{Container, Disk, TOKEN, gateway, with_gateway},
+    container::{Container, Disk, TOKEN, gateway, with_gateway, with_gateway_and},
     eventually, free_port, http, process,
 };
 
@@ -47,6 +49,49 @@ fn a_service_is_heard_measured_and_ranked() {
         let scores = [container.init.as_raw(), main, child].map(score);
         (scores[0] < scores[1] && scores[1] < scores[2]).then_some(())
     });
+}
+
+/// Bytes of a file that are in memory.
+fn in_memory(file: &Path) -> u64 {
+    let output = Command::new("fincore")
+        .args(["--bytes", "--noheadings", "--output", "RES"])
+        .arg(file)
+        .output()
+        .expect("fincore (util-linux)");
+    String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
+}
+
+/// A container begins with nothing of its image in memory, and Node reads one file after the other.
+#[test]
+fn what_a_start_reads_is_read_ahead_of_it() {
+    const LEN: u64 = 64 << 10;
+    let disk = Disk::new();
+    let compiled = disk.path("compiled");
+    fs::create_dir(&compiled).unwrap();
+    let [of_module, module, other] = [
+        compiled.join("of-module"),
+        disk.path("module.mjs"),
+        disk.path("other.mjs"),
+    ];
+    for file in [&of_module, &module, &other] {
+        fs::write(file, vec![1; LEN as usize]).unwrap();
+        let open = fs::File::open(file).unwrap();
+        open.sync_all().unwrap();
+        eventually(format_args!("{} on the disk only", file.display()), PATIENCE, || {
+            posix_fadvise(&open, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+            (in_memory(file) == 0).then_some(())
+        });
+    }
+    fs::write(compiled.join("files"), format!("of-module\n{}\n", module.display())).unwrap();
+    let cache = [("NODE_COMPILE_CACHE", compiled.to_str().unwrap())];
+    let _container = with_gateway_and(&disk, &disk.path("store"), r#"["sleep", "100000"]"#, &cache);
+    eventually("what is listed in memory", PATIENCE, || {
+        [&of_module, &module]
+            .iter()
+            .all(|file| in_memory(file) == LEN)
+            .then_some(())
+    });
+    assert_eq!(in_memory(&other), 0);
 }
 
 /// Who has the gateway's port is named, and ended only where nobody else's business is.
