@@ -1,9 +1,6 @@
 //! What the supervisor asks the gateway's keeper.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::{
@@ -44,7 +41,7 @@ impl Gateway {
             let version = version.to_string();
             self.events.emit(Event::GatewayFound { version });
         }
-        self.furnish(prepared.workspace, |workspace| workspace.is_dir()).await;
+        self.furnish(|workspace| workspace.is_dir()).await;
         let child = self.environment();
         let set = child.set.into_iter();
         Start::Go(Launch {
@@ -54,8 +51,9 @@ impl Gateway {
         })
     }
 
-    /// Puts what is ours into the workspace, where it is `wanted`.
-    async fn furnish(&self, workspace: PathBuf, wanted: fn(&Path) -> bool) {
+    /// Puts what is ours into the workspace of the start that was prepared, where it is `wanted`.
+    async fn furnish(&self, wanted: fn(&Path) -> bool) {
+        let Some(workspace) = self.workspace() else { return };
         let furnish = self.furnish;
         let shown = workspace.display().to_string();
         let furnished = spawn_blocking(move || wanted(&workspace).then(|| furnish(&workspace)));
@@ -84,11 +82,9 @@ impl Care for Gateway {
     fn became_ready(&self) -> BoxFuture<'_, ()> {
         async {
             let run = self.ready().await;
-            // A new agent's workspace is begun now and not before: a gateway that finds more than its configuration looks for the state
-            // of older ones, for seconds.
-            if let Some(workspace) = self.workspace() {
-                self.furnish(workspace, |_| true).await;
-            }
+            // A new agent's workspace is begun now and not before: a gateway that finds more than its configuration
+            // looks for the state of older ones, for seconds.
+            self.furnish(|_| true).await;
             sleep(self.patience.settled.min(LONGEST_TRIAL)).await;
             self.settled(run).await;
         }

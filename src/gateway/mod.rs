@@ -160,7 +160,8 @@ impl Gateway {
     /// Has what its start reads read ahead of it, in the background.
     pub fn read_ahead(&self) {
         let compiled = environment::compile_cache(&self.present().env, &self.places);
-        ahead::read(&compiled);
+        // Off the runtime: somebody may have the cache on the mount.
+        drop(spawn_blocking(move || ahead::read(&compiled)));
     }
 
     /// Whether there is nothing yet to start it with, and somebody who may bring it.
