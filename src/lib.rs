@@ -20,6 +20,7 @@
 //! * `fuzz`: entry points for bytes that somebody else wrote.
 //! * [`gateway`]: all that is known of OpenClaw.
 //! * [`log`]: lines to stderr that never block.
+//! * `neighbour`: processes that tests have beside themselves.
 //! * [`pid1`]: reaper, spawner, and `exec`; the only unsafe code.
 //! * [`report`]: probes, status, event log, callbacks; the way in for commands.
 //! * [`state`]: what is in a snapshot and how it gets there and back.
@@ -38,6 +39,8 @@ pub mod event;
 pub mod fuzz;
 pub mod gateway;
 pub mod log;
+#[cfg(test)]
+mod neighbour;
 pub mod pid1;
 pub mod report;
 pub mod state;

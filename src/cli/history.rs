@@ -102,19 +102,17 @@ impl Which {
             let made = make(id)?;
             return Ok(Chosen { id, made, passed });
         }
-        for id in history.restorable()? {
-            let fits = || match self.at {
-                Some(at) => Ok(history.info(id)?.0.meta.time <= at),
-                None => Ok(true),
-            };
-            let tried = fits().and_then(|fits| fits.then(|| make(id)).transpose());
-            match tried {
-                Ok(Some(made)) => {
+        let all = history.restorable()?;
+        let fitting = match self.at {
+            Some(at) => history.until(&all, at)?,
+            None => &all,
+        };
+        for id in fitting.iter().copied() {
+            match make(id) {
+                Ok(made) => {
                     passed.iter().for_each(|why| show::remark(why));
                     return Ok(Chosen { id, made, passed });
                 }
-                // Neither do those fit that came after it.
-                Ok(None) => passed.clear(),
                 Err(RestoreError::Read(error @ ReadError::Damaged { .. })) => {
                     passed.push(format!("{id} is passed over: {error}"));
                 }

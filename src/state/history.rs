@@ -1,7 +1,4 @@
 //! The commits that are in a store: which there are, which of them to follow, reading one, adding one.
-//!
-//! Objects are `<instance>/v1/<generation>/<group>/<seq>.seg`, a generation's directory being its ULID, followed by
-//! `.from.` and its base if it has one; a group is a hundred commits, so that no listing is long.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,18 +16,15 @@ use super::{
     head::Head,
     lineage::{self, Generations, Stretch},
     model::{CommitId, Meta, Tree},
+    names::{self, BEGUN, PRUNED},
     parallel,
     segment::{Damage, Info, Opened, Segment, reader::ReadError},
     survey::is_recent,
 };
-use crate::store::{Item, Object, Store, StoreError};
+use crate::store::{Object, Store, StoreError};
 
-const GROUP: u64 = 100;
-const FROM: &str = ".from.";
-/// Name of the empty object of a generation that was begun and has committed nothing yet.
-const BEGUN: &str = "begun";
-/// Start of the name of the empty object that says when the history was last looked through.
-const PRUNED: &str = "pruned.";
+/// Commits whose descriptions are read before any is looked at: some for each of the threads that read.
+const AT_ONCE: usize = 48;
 
 /// An instance's part of a store. Cheap to clone; clones share what is known of it.
 #[derive(Clone)]
@@ -112,7 +106,7 @@ impl History {
     pub fn open(store: Store, instance: &str, key: Option<Key>) -> Result<History, StoreError> {
         let history = History {
             store,
-            dir: format!("{instance}/v1"),
+            dir: names::instance_dir(instance),
             key,
             seen: Arc::default(),
         };
@@ -133,7 +127,8 @@ impl History {
         let items = self.store.list(&self.dir)?;
         let found = items.iter().filter(|item| item.is_dir);
         let mut seen = self.lock();
-        seen.generations.extend(found.filter_map(|item| parse_dir(&item.name)));
+        seen.generations
+            .extend(found.filter_map(|item| names::parse_generation(&item.name)));
         let marks = items
             .iter()
             .filter_map(|item| item.name.strip_prefix(PRUNED)?.parse().ok());
@@ -238,7 +233,7 @@ impl History {
         let mut found = Vec::new();
         for group in self.store.list(&dir)?.iter().filter(|item| item.is_dir) {
             let items = self.store.list(&format!("{dir}/{}", group.name))?;
-            let seqs = items.iter().filter_map(|item| parse_object(&group.name, item));
+            let seqs = items.iter().filter_map(|item| names::parse_object(&group.name, item));
             found.extend(seqs.map(|seq| CommitId { generation, seq }));
         }
         found.sort();
@@ -253,7 +248,10 @@ impl History {
         let groups = self.store.list(&dir)?;
         for group in groups.iter().rev().filter(|item| item.is_dir) {
             let items = self.store.list(&format!("{dir}/{}", group.name))?;
-            let newest = items.iter().filter_map(|item| parse_object(&group.name, item)).max();
+            let newest = items
+                .iter()
+                .filter_map(|item| names::parse_object(&group.name, item))
+                .max();
             if let Some(seq) = newest {
                 return Ok(Some(CommitId { generation, seq }));
             }
@@ -264,7 +262,7 @@ impl History {
     /// The name of a commit's object, if its generation is known.
     pub fn object(&self, id: CommitId) -> Option<String> {
         let dir = self.generation_dir(id.generation)?;
-        Some(format!("{}/{:08}.seg", group_dir(&dir, id.seq), id.seq))
+        Some(format!("{dir}/{}/{}", names::group(id.seq), names::object(id.seq)))
     }
 
     /// Removes a commit's object. One that is gone already is removed.
@@ -282,7 +280,7 @@ impl History {
     /// Removes the directory of a commit's group, if it is empty.
     pub(super) fn delete_group(&self, id: CommitId) -> Result<(), StoreError> {
         match self.generation_dir(id.generation) {
-            Some(dir) => self.delete_dir(&group_dir(&dir, id.seq)),
+            Some(dir) => self.delete_dir(&format!("{dir}/{}", names::group(id.seq))),
             None => Ok(()),
         }
     }
@@ -310,7 +308,7 @@ impl History {
 
     fn generation_dir(&self, generation: Ulid) -> Option<String> {
         let base = *self.lock().generations.get(&generation)?;
-        Some(format!("{}/{}", self.dir, dir_name(generation, base)))
+        Some(format!("{}/{}", self.dir, names::generation(generation, base)))
     }
 
     /// Opens the object of a commit that should be there.
@@ -457,6 +455,28 @@ impl History {
         Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Of commits along a line, newest first, those from the first on that was made at `time` or before. One that does
+    /// not say when it was made, being damaged, is told by those around it.
+    pub fn until<'a>(&self, ids: &'a [CommitId], time: Timestamp) -> Result<&'a [CommitId], ReadError> {
+        let mut later = 0;
+        for (n, batch) in ids.chunks(AT_ONCE).enumerate() {
+            let read = self.infos(batch)?.read;
+            let made = |id: &CommitId| {
+                read.iter()
+                    .find(|(info, _)| info.meta.id == *id)
+                    .map(|(info, _)| info.meta.time)
+            };
+            for (m, made) in batch.iter().map(made).enumerate() {
+                match made {
+                    Some(made) if made <= time => return Ok(&ids[later..]),
+                    Some(_) => later = n * AT_ONCE + m + 1,
+                    None => {}
+                }
+            }
+        }
+        Ok(&ids[later..])
+    }
+
     /// Every commit, oldest first, and every object that is none.
     pub fn list(&self) -> Result<(Vec<Listed>, Vec<Problem>), ReadError> {
         self.refresh()?;
@@ -482,34 +502,4 @@ impl History {
 /// The time in a ULID.
 pub(super) fn time_of(ulid: Ulid) -> Option<Timestamp> {
     Timestamp::from_millisecond(i64::try_from(ulid.timestamp_ms()).ok()?).ok()
-}
-
-fn group_dir(generation_dir: &str, seq: u64) -> String {
-    format!("{generation_dir}/{}", group(seq))
-}
-
-/// The name of the directory that commit `seq` of a generation is in.
-pub(super) fn group(seq: u64) -> String {
-    format!("{:06}", seq / GROUP)
-}
-
-/// A generation and its base by the name of its directory, if the name is one that [`dir_name`] gives.
-fn parse_dir(name: &str) -> Option<(Ulid, Option<CommitId>)> {
-    let (generation, base) = match name.split_once(FROM) {
-        None => (name.parse().ok()?, None),
-        Some((generation, base)) => (generation.parse().ok()?, Some(base.parse().ok()?)),
-    };
-    (dir_name(generation, base) == name).then_some((generation, base))
-}
-
-fn dir_name(generation: Ulid, base: Option<CommitId>) -> String {
-    let from = base.map(|base| format!("{FROM}{base}")).unwrap_or_default();
-    format!("{generation}{from}")
-}
-
-/// The number in the name of an object, if the name is one that [`History::object`] gives.
-fn parse_object(group: &str, item: &Item) -> Option<u64> {
-    let stem = item.name.strip_suffix(".seg").filter(|_| !item.is_dir)?;
-    let seq = stem.parse().ok()?;
-    (group == self::group(seq) && stem == format!("{seq:08}")).then_some(seq)
 }

@@ -20,6 +20,7 @@ pub mod history;
 pub mod legacy;
 pub mod lineage;
 pub mod model;
+mod names;
 pub mod pace;
 mod parallel;
 pub mod prune;

@@ -10,8 +10,9 @@ use serde::Serialize;
 use ulid::Ulid;
 
 use super::{
-    history::{self, History},
+    history::History,
     model::CommitId,
+    names,
     retain::{self, Record},
     segment::reader::ReadError,
     survey::{self, Survey, THOROUGH},
@@ -137,7 +138,7 @@ impl Pruner {
             done.removed += 1;
             done.freed += self.survey.records.remove(&id).map_or(0, |record| record.size);
             self.survey.problems.remove(&id);
-            dirs.insert((id.generation, history::group(id.seq)), id);
+            dirs.insert((id.generation, names::group(id.seq)), id);
         }
         self.clear(dirs.into_values(), &in_use)?;
         let sizes = || self.survey.records.values().map(|record| record.size).sum();
@@ -193,7 +194,7 @@ impl Pruner {
             let mut left = all.filter(|left| left.generation == id.generation).peekable();
             if left.peek().is_none() {
                 self.history.delete_generation(id.generation)?;
-            } else if !left.any(|left| history::group(left.seq) == history::group(id.seq)) {
+            } else if !left.any(|left| names::group(left.seq) == names::group(id.seq)) {
                 self.history.delete_group(id)?;
             }
         }

@@ -1,19 +1,18 @@
 //! Callbacks, against a receiver that verifies them with the published library.
 
-use std::{
-    collections::BTreeMap,
-    io::{BufRead, BufReader},
-    process::Stdio,
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::json;
 
 use super::{
-    tools::{Got, Process, Receiver, again, callback, python, role, verify_in_node},
+    tools::{Got, Receiver, again, callback, python, role, verify_in_node},
     *,
 };
-use crate::report::status::CallbackState;
+use crate::{
+    neighbour::{Neighbour, run, with_env},
+    pid1::Exit,
+    report::status::CallbackState,
+};
 
 fn posted_to(callback: Callback) -> Settings {
     Settings {
@@ -217,19 +216,16 @@ open(out + '/own.pem', 'wb').write(sign('own', own.public_key(), 'ca', ca,
 open(out + '/key.pem', 'wb').write(own.private_bytes(serialization.Encoding.PEM,
     serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
 ";
-    let made = python().args(["-c", make]).arg(dir.path()).status().unwrap();
-    assert!(made.success());
+    let made = run(python(&["-c", make, dir.path().to_str().unwrap()]));
+    assert_eq!(made.exit, Exit::Code(0), "{}", String::from_utf8_lossy(&made.stderr));
     let tls = Receiver::start(json!({ "certificate": file("own.pem"), "key": file("key.pem") }));
     let url = format!("https://127.0.0.1:{}/hook", tls.port);
     let run = |url: &str, name: &str, value: &str| {
-        let output = again(NAME, url)
-            .env_remove("NO_PROXY")
-            .env_remove("no_proxy")
-            .env(name, value)
-            .output()
-            .unwrap();
+        let mut spawn = with_env(again(NAME, url), name, value);
+        spawn.env.retain(|(name, _)| name != "NO_PROXY" && name != "no_proxy");
+        let output = run(spawn);
         (
-            output.status.success(),
+            output.exit == Exit::Code(0),
             String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
         )
     };
@@ -263,18 +259,16 @@ async fn a_sigkill_leaves_no_gap() {
     let role = format!("{} http://127.0.0.1:{}/hook", dir.path().display(), receiver.port);
     let mut stored: BTreeMap<String, u64> = BTreeMap::new();
     for round in 0..6u64 {
-        let child = again(NAME, &role).stdout(Stdio::piped()).spawn().unwrap();
-        let mut child = Process(child);
-        let out = BufReader::new(child.0.stdout.take().unwrap());
+        let mut process = Neighbour::start(again(NAME, &role));
         // Lines that say what is on disk; after a few the process is killed in the midst of the next.
-        let said = out.lines().map_while(Result::ok).filter_map(|line| {
+        let said = process.lines.by_ref().map_while(Result::ok).filter_map(|line| {
             let (boot, seq) = line.strip_prefix("stored ")?.split_once(' ')?;
             Some((boot.to_owned(), seq.parse::<u64>().ok()?))
         });
         for (boot, seq) in said.take(5 + 7 * round as usize) {
             stored.insert(boot, seq);
         }
-        drop(child);
+        drop(process);
     }
     assert_eq!(stored.len(), 6);
 

@@ -2,6 +2,7 @@
 //! shown by the real one, in `tests/it/interface.rs`.
 
 use super::{tools::python, *};
+use crate::{neighbour::run, pid1::Exit};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_describes_itself() {
@@ -40,9 +41,10 @@ for name, family in families.items():
     assert not family.unit or name.endswith(family.unit), family
 print(len(families))
 ";
-    let output = python().args(["-c", parse, &body]).output().unwrap();
-    assert!(
-        output.status.success(),
+    let output = run(python(&["-c", parse, &body]));
+    assert_eq!(
+        output.exit,
+        Exit::Code(0),
         "{}\n{body}",
         String::from_utf8_lossy(&output.stderr)
     );

@@ -1,8 +1,4 @@
 //! The whole module through its real edges: sockets, SQLite, a callback receiver.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "tests are no supervisor: they may spawn and wait as they like"
-)]
 
 mod delivery;
 mod documents;

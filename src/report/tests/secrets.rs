@@ -9,6 +9,8 @@ use super::{
 use crate::{
     config::{Log, env::Env},
     log,
+    neighbour::run,
+    pid1::Exit,
 };
 
 /// One for each place that a secret may be in.
@@ -26,9 +28,7 @@ async fn no_secret_comes_out() {
         return secretive(Path::new(&dir)).await;
     }
     let dir = tempfile::tempdir().unwrap();
-    let output = again("secrets::no_secret_comes_out", dir.path().to_str().unwrap())
-        .output()
-        .unwrap();
+    let output = run(again("secrets::no_secret_comes_out", dir.path().to_str().unwrap()));
     let mut said: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for part in ["run", "data"] {
         for file in fs::read_dir(dir.path().join(part)).unwrap().map(Result::unwrap) {
@@ -40,7 +40,7 @@ async fn no_secret_comes_out() {
     assert!(said.len() >= 2, "{:?}", said.keys());
     let out = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
-        output.status.success() && out.contains("[secret]") && out.contains("\"uptime_seconds\""),
+        output.exit == Exit::Code(0) && out.contains("[secret]") && out.contains("\"uptime_seconds\""),
         "{out}"
     );
     let log = String::from_utf8_lossy(&output.stderr).into_owned();

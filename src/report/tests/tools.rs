@@ -1,14 +1,16 @@
 //! Real neighbours, in the languages of those who receive callbacks.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
-    process::{Child, Command, Stdio},
+    ffi::OsStr,
+    io::{Seek, Write},
 };
 
 use serde_json::{Value, json};
 
 use crate::{
     config::secret::Secret,
+    neighbour::{Neighbour, run, with_env},
+    pid1::{Exit, Spawn, Stdio},
     report::{Callback, SigningKey},
 };
 
@@ -21,20 +23,9 @@ fn installed(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run this by scripts/test"))
 }
 
-pub fn python() -> Command {
-    let mut python = Command::new("python3");
-    python.env("PYTHONPATH", installed("MOLTINIT_TEST_PYTHONPATH"));
-    python
-}
-
-/// Ends with its test.
-pub struct Process(pub Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+pub fn python(words: &[impl AsRef<OsStr>]) -> Spawn {
+    let argv = std::iter::once(OsStr::new("python3")).chain(words.iter().map(AsRef::as_ref));
+    with_env(Spawn::new(argv), "PYTHONPATH", installed("MOLTINIT_TEST_PYTHONPATH"))
 }
 
 /// `tests/tools/receiver.py`.
@@ -42,7 +33,7 @@ pub struct Receiver {
     pub port: u16,
     /// What it got, there before its sender has an answer.
     log: tempfile::NamedTempFile,
-    _process: Process,
+    _process: Neighbour,
 }
 
 /// One request that it got.
@@ -63,18 +54,10 @@ impl Receiver {
         let log = tempfile::NamedTempFile::new().unwrap();
         plan["secret"] = json!(SECRET);
         plan["log"] = json!(log.path());
-        let mut child = python()
-            .arg(format!("{ROOT}/tests/tools/receiver.py"))
-            .arg(plan.to_string())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        let process = Process(child);
-        let mut port = String::new();
-        out.read_line(&mut port).unwrap();
+        let tool = format!("{ROOT}/tests/tools/receiver.py");
+        let mut process = Neighbour::start(python(&[tool, plan.to_string()]));
         Receiver {
-            port: port.trim().parse().unwrap(),
+            port: process.line().parse().unwrap(),
             log,
             _process: process,
         }
@@ -120,32 +103,35 @@ pub fn callback(url: &str) -> Callback {
 
 /// Has the published library for Node verify the lines of a receiver.
 pub fn verify_in_node(lines: &[String]) {
-    let mut node = Command::new("node")
-        .arg(format!("{ROOT}/tests/tools/verify-webhooks.cjs"))
-        .arg(SECRET)
-        .env("NODE_PATH", installed("MOLTINIT_TEST_NODE_MODULES"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    node.stdin
-        .take()
-        .unwrap()
-        .write_all(lines.join("\n").as_bytes())
-        .unwrap();
-    let mut verified = String::new();
-    node.stdout.take().unwrap().read_to_string(&mut verified).unwrap();
-    assert!(node.wait().unwrap().success());
+    let tool = format!("{ROOT}/tests/tools/verify-webhooks.cjs");
+    let node = Spawn::new(["node", &tool, SECRET]);
+    let mut input = tempfile::tempfile().unwrap();
+    input.write_all(lines.join("\n").as_bytes()).unwrap();
+    input.rewind().unwrap();
+    let output = run(Spawn {
+        stdin: Stdio::Fd(input.into()),
+        ..with_env(node, "NODE_PATH", installed("MOLTINIT_TEST_NODE_MODULES"))
+    });
+    assert_eq!(
+        output.exit,
+        Exit::Code(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let verified = String::from_utf8(output.stdout).unwrap();
     assert_eq!(verified.trim(), lines.len().to_string());
 }
 
 /// Runs one test of this test binary again as a process of its own, with `ROLE` set.
-pub fn again(test: &str, role: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", "--nocapture", &format!("report::tests::{test}")])
-        .env("ROLE", role);
-    command
+pub fn again(test: &str, role: &str) -> Spawn {
+    let test = format!("report::tests::{test}");
+    let argv = [
+        std::env::current_exe().unwrap(),
+        "--exact".into(),
+        "--nocapture".into(),
+        test.into(),
+    ];
+    with_env(Spawn::new(argv), "ROLE", role)
 }
 
 /// Set in the process that [`again`] made.

@@ -21,6 +21,7 @@ use super::{
     head::Head,
     history::History,
     model::{CommitId, Meta, Reason},
+    names,
     restore::Progress,
     segment::{SegmentError, SegmentWriter, reader::ReadError},
     watch::Watch,
@@ -95,13 +96,18 @@ pub fn find(store: &Store, ours: &str) -> Result<Option<Backup>, StoreError> {
         .iter()
         .find(|name| marked && has(name, true))
         .map(|name| (*name).to_owned());
+    let mut beside = BTreeSet::from([ours, SKILLS, MARKER].map(str::to_owned));
+    beside.extend(WORKSPACES.map(str::to_owned));
+    if state.as_ref().is_some_and(|(dir, _)| dir.is_empty()) {
+        for dir in top.iter().filter(|item| item.is_dir) {
+            if names::is_instance(store, &dir.name)? {
+                beside.insert(dir.name.clone());
+            }
+        }
+    }
     let backup = Backup {
         skills: marked && has(SKILLS, true),
-        beside: [ours, SKILLS, MARKER]
-            .into_iter()
-            .chain(WORKSPACES)
-            .map(str::to_owned)
-            .collect(),
+        beside,
         state,
         workspace,
     };
@@ -382,6 +388,11 @@ mod tests {
         let oldest = [
             ("clawdbot.json", "{}"),
             ("sessions/s", "1"),
+            ("sessions/v1/x", "1"),
+            (
+                "another/v1/01JZZZZZZZZZZZZZZZZZZZZZZZ/000000/00000001.seg",
+                "another agent's",
+            ),
             ("skills/x/SKILL.md", "x"),
             (".last-sync", ""),
         ];
@@ -390,6 +401,7 @@ mod tests {
         let expected = [
             ("state/openclaw.json", "{}"),
             ("state/sessions/s", "1"),
+            ("state/sessions/v1/x", "1"),
             ("workspace/skills/x/SKILL.md", "x"),
         ];
         assert_eq!(bucket.restored(), expect(&expected));

@@ -200,6 +200,8 @@ pub fn below(path: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use crate::{
+        neighbour::run,
+        pid1::Exit,
         state::{
             diff,
             history::History,
@@ -246,9 +248,13 @@ mod tests {
         let segment = writer.finish(meta(id, None, Reason::Change), delta).unwrap();
         kit.history.commit(&segment).unwrap();
         let name = "an_owner_that_is_not_known_here_stops_no_restore";
-        let restored = again_alone(module_path!(), name, PLACE, &kit.path("")).wait().unwrap();
-        let said = std::fs::read_to_string(kit.path("stderr")).unwrap();
-        assert!(restored.success(), "{said}");
+        let restored = run(again_alone(module_path!(), name, PLACE, &kit.path("")));
+        assert_eq!(
+            restored.exit,
+            Exit::Code(0),
+            "{}",
+            String::from_utf8_lossy(&restored.stderr)
+        );
         assert_eq!(std::fs::read(kit.path("back/dir/theirs")).unwrap(), b"content");
     }
 }

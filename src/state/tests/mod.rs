@@ -15,13 +15,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use self::kit::{Kit, picture};
+use jiff::Timestamp;
+
+use self::kit::{Kit, meta, picture, scan};
 use super::{
     crypt::Key,
+    diff,
     head::Head,
     model::Reason,
     recover::{RecoverError, Recovered},
     restore::{self, Progress, RestoreError},
+    segment::SegmentWriter,
 };
 use crate::store::faulty::{self, Fault};
 
@@ -242,6 +246,37 @@ fn a_store_where_nothing_was_ever_finished_is_empty_and_one_with_damage_is_not()
     damaged[at] ^= 1;
     fs::write(kit.object_path(id), damaged).unwrap();
     assert!(matches!(kit.recover_to("back"), Err(RecoverError::Exhausted { .. })));
+}
+
+#[test]
+fn the_commits_until_a_time_are_told_by_their_descriptions() {
+    let mut kit = Kit::new();
+    kit.write("file", "");
+    let second = |n: i64| Timestamp::from_second(1_800_000_000 + n).unwrap();
+    let mut ids: Vec<_> = (0..100)
+        .map(|n| {
+            let id = kit.generation.next_id();
+            let mut writer = SegmentWriter::new(&kit.head, &kit.path("spool"), id, None).unwrap();
+            let delta = diff::delta(kit.head.tree(), &scan(&kit.live(), &mut writer));
+            let mut meta = meta(id, None, Reason::Change);
+            meta.time = second(n);
+            let segment = writer.finish(meta, delta).unwrap();
+            kit.history.commit(&segment).unwrap();
+            kit.head.advance(segment);
+            id
+        })
+        .collect();
+    ids.reverse();
+    let until = |n| kit.history.until(&ids, second(n)).unwrap().first().map(|id| id.seq - 1);
+    assert_eq!(
+        [200, 99, 98, 52, 51, 3, 0].map(until),
+        [99, 99, 98, 52, 51, 3, 0].map(Some)
+    );
+    assert_eq!(until(-1), None);
+    // One that does not say when it was made may be the one that is looked for.
+    fs::write(kit.object_path(ids[99 - 40]), b"cut").unwrap();
+    assert_eq!([41, 40, 39, 38].map(until), [41, 40, 40, 38].map(Some));
+    assert_eq!(kit.history.until(&ids, second(40)).unwrap().len(), 41);
 }
 
 #[test]

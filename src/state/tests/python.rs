@@ -1,48 +1,20 @@
 //! Other users of a database, in processes of their own: POSIX locks do not hold against the process that has them.
 
-use std::{
-    io::{BufRead, BufReader, Lines, Write},
-    path::Path,
-    process::{Child, ChildStdout, Command, Stdio},
-};
+use std::{ffi::OsString, path::Path};
 
-/// A process of its own that runs Python, as locks of one process do not hold against itself. Ends when dropped.
-pub struct Python {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
+use crate::{neighbour::Neighbour, pid1::Spawn};
 
-impl Python {
-    #[expect(clippy::disallowed_methods, reason = "a test's own helper")]
-    pub fn run(script: &str, database: &Path, filler: u32) -> Python {
-        let mut child = Command::new("python3")
-            .args(["-u", "-c", script])
-            .arg(database)
-            .arg(filler.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Python { child, lines }
-    }
-
-    /// The next line that it prints.
-    pub fn line(&mut self) -> String {
-        self.lines.next().unwrap().unwrap()
-    }
-
-    /// Gives it a line to read.
-    pub fn tell(&mut self) {
-        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
-    }
-}
-
-impl Drop for Python {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A process of its own that runs Python, as locks of one process do not hold against itself.
+pub fn python(script: &str, database: &Path, filler: u32) -> Neighbour {
+    let argv: [OsString; 6] = [
+        "python3".into(),
+        "-u".into(),
+        "-c".into(),
+        script.into(),
+        database.into(),
+        filler.to_string().into(),
+    ];
+    Neighbour::start(Spawn::new(argv))
 }
 
 /// As many bytes as it is told in one table; moves amounts between the rows of two tables, whose sum stays 1000, as fast as it can until told to stop.

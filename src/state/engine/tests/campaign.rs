@@ -2,9 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
     path::Path,
-    process::Child,
     time::{Duration, Instant},
 };
 
@@ -12,6 +10,8 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use super::*;
 use crate::{
+    neighbour::Neighbour,
+    pid1::Exit,
     state::{
         recover::{Recovered, recover},
         restore::{self, Progress},
@@ -106,34 +106,14 @@ fn victim() {
     }
 }
 
-struct Victim {
-    child: Child,
-    lines: std::thread::JoinHandle<u64>,
-}
-
-impl Victim {
-    fn start(place: &Path) -> Victim {
-        let mut child = again(module_path!(), "victim", PLACE, place);
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let last = move || {
-            let said = lines
-                .map_while(Result::ok)
-                .filter_map(|line| line.strip_prefix("committed ")?.parse().ok());
-            said.last().unwrap_or(0)
-        };
-        Victim {
-            child,
-            lines: std::thread::spawn(last),
-        }
-    }
-
-    /// Returns the last number that it said.
-    fn kill(mut self) -> u64 {
-        assert_eq!(self.child.try_wait().unwrap(), None, "it ended by itself");
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        self.lines.join().unwrap()
-    }
+/// Has a victim live so long; returns the last number that it said, which is little for what its pipe holds.
+fn lived(place: &Path, life: Duration) -> u64 {
+    let mut victim = Neighbour::start(again(module_path!(), "victim", PLACE, place));
+    std::thread::sleep(life);
+    assert_eq!(victim.kill(), Exit::Signal(9), "it ended by itself");
+    let said = victim.lines.by_ref().map_while(Result::ok);
+    let numbers = said.filter_map(|line| line.strip_prefix("committed ")?.parse().ok());
+    numbers.last().unwrap_or(0)
 }
 
 #[test]
@@ -145,11 +125,9 @@ fn what_was_reported_committed_is_never_missing() {
     let place = dir.path();
     let (mut reported, mut longest) = (0u64, Duration::ZERO);
     for kill in 0..kills {
-        let victim = Victim::start(place);
         // Now and then so soon that it has not restored yet.
         let life = Duration::from_millis(random.random_range(10..1200));
-        std::thread::sleep(life);
-        reported = reported.max(victim.kill());
+        reported = reported.max(lived(place, life));
         longest = longest.max(life);
         if kill % 3 == 0 {
             continue;

@@ -9,7 +9,7 @@ fn databases_are_whole_in_every_commit_while_they_are_written_to() {
         let kit = Kit::new();
         fs::create_dir_all(kit.live()).unwrap();
         let database = kit.live().join(name);
-        let mut writer = Python::run(BANK, &database, 0);
+        let mut writer = python(BANK, &database, 0);
         assert_eq!(writer.line(), "ready");
         let mut live = Live::start(kit);
         for _ in 0..12 {
@@ -45,7 +45,7 @@ print("free"); sys.stdin.readline()
 #[test]
 fn a_locked_database_is_kept_as_it_was_said_and_taken_when_it_is_free() {
     let kit = Kit::new();
-    let mut holder = Python::run(LOCKED, &kit.live().join("db"), 0);
+    let mut holder = python(LOCKED, &kit.live().join("db"), 0);
     assert_eq!(holder.line(), "ready");
     let mut live = Live::start(kit);
     live.commit();
@@ -96,7 +96,7 @@ print("free"); sys.stdin.readline()
 #[test]
 fn a_commit_that_is_asked_for_has_what_was_locked_for_a_moment() {
     let kit = Kit::new();
-    let mut user = Python::run(BUSY, &kit.live().join("db"), 0);
+    let mut user = python(BUSY, &kit.live().join("db"), 0);
     assert_eq!(user.line(), "ready");
     let mut live = Live::start(kit);
     live.commit();
@@ -125,7 +125,7 @@ while True:
 #[test]
 fn a_database_that_changes_right_after_its_image_is_captured_again() {
     let kit = Kit::new();
-    let mut writer = Python::run(ONE_BY_ONE, &kit.live().join("db"), 0);
+    let mut writer = python(ONE_BY_ONE, &kit.live().join("db"), 0);
     assert_eq!(writer.line(), "done");
     let mut live = Live::start(kit);
     live.commit();
@@ -161,7 +161,7 @@ while True:
 #[test]
 fn one_change_in_a_large_database_stores_little() {
     let kit = Kit::new();
-    let mut writer = Python::run(LARGE, &kit.live().join("large"), 0);
+    let mut writer = python(LARGE, &kit.live().join("large"), 0);
     assert_eq!(writer.line(), "ready");
     let mut live = Live::start(kit);
     let stored = |live: &mut Live, id: CommitId| {

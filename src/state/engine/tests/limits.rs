@@ -1,6 +1,11 @@
-//! What a machine does not have: memory without end, and watches for every directory.
+//! What a machine does not have: memory without end, watches for every directory, and descriptors.
 
-use std::{fs, os::unix::fs::FileExt};
+use std::{
+    fs,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
@@ -8,10 +13,13 @@ use super::{
     campaign::{history, settings},
     *,
 };
-use crate::state::{
-    recover::recover,
-    restore::Progress,
-    tests::process::{again, again_with_few_watches},
+use crate::{
+    neighbour::run,
+    state::{
+        recover::recover,
+        restore::Progress,
+        tests::process::{again, again_with_few_watches},
+    },
 };
 
 /// Where much state lies; only set for the process whose memory is measured.
@@ -90,14 +98,12 @@ fn memory_is_bounded_whatever_the_size_of_the_state() {
         db.execute("INSERT INTO t VALUES(randomblob(1 << 20))", []).unwrap();
     }
     for (name, place) in [("glutton", MUCH), ("restorer", MUCH_STORED)] {
-        let child = again(module_path!(), name, place, dir.path())
-            .wait_with_output()
-            .unwrap();
-        let said = String::from_utf8(child.stdout).unwrap();
+        let output = run(again(module_path!(), name, place, dir.path()));
+        let said = String::from_utf8(output.stdout).unwrap();
         let grew = said
             .lines()
             .find_map(|line| line.strip_prefix("grew ")?.parse::<u64>().ok());
-        let grew = grew.unwrap_or_else(|| panic!("{said}\n{}", fs::read_to_string(dir.path().join("stderr")).unwrap()));
+        let grew = grew.unwrap_or_else(|| panic!("{said}\n{}", String::from_utf8_lossy(&output.stderr)));
         assert!(grew < 64 << 20, "the {name} grew by {} MiB", grew >> 20);
     }
     assert_eq!(fs::metadata(dir.path().join("back/large")).unwrap().len(), 150 << 20);
@@ -165,10 +171,92 @@ fn directories_that_cannot_be_watched_are_scanned() {
         fs::create_dir_all(dir.path().join(format!("live/{n}"))).unwrap();
         fs::write(dir.path().join(format!("live/moved-{n}")), "1").unwrap();
     }
-    let child = again_with_few_watches(module_path!(), "blind", BLIND, dir.path())
-        .wait_with_output()
-        .unwrap();
-    let said = String::from_utf8(child.stdout).unwrap();
-    let stderr = fs::read_to_string(dir.path().join("stderr")).unwrap();
-    assert!(said.contains("found all"), "{said}\n{stderr}");
+    let output = run(again_with_few_watches(module_path!(), "blind", BLIND, dir.path()));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.contains("found all"),
+        "{said}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Where a process lives that runs out of descriptors; only set for that one.
+const STARVED: &str = "MOLTINIT_FEW_DESCRIPTORS";
+
+/// Has a snapshot made that may open so many descriptors at a time and no more, from none on until there are enough.
+#[test]
+fn starved() {
+    if std::env::var(STARVED).is_err() {
+        return;
+    }
+    let kit = Kit::new();
+    furnish(&kit);
+    kit.write("a/changes", "0");
+    kit.write("d/e/f/g", "deep");
+    let names = ["a/one.db", "two.db"];
+    let databases = names.map(|name| {
+        let db = rusqlite::Connection::open(kit.live().join(name)).unwrap();
+        db.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t(v)")
+            .unwrap();
+        db
+    });
+    // All but the databases, whose files are in use; and of these what was written last.
+    let files = |mut picture: Picture| {
+        picture.retain(|(path, ..)| !path.windows(3).any(|part| part == b".db"));
+        picture
+    };
+    let newest = |dir: PathBuf| {
+        names.map(|name| {
+            let db = rusqlite::Connection::open(dir.join(name)).unwrap();
+            db.query_row("SELECT max(v) FROM t", [], |row| row.get::<_, u64>(0))
+                .unwrap()
+        })
+    };
+    let mut live = Live::start(kit);
+    live.commit();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let (mut room, mut enough) = (0, 0);
+    while enough < 3 {
+        let before = live.head_tree();
+        live.kit.write("a/changes", room.to_string());
+        live.kit.write(&format!("new-{room}/below/file"), "new");
+        for db in &databases {
+            db.execute("INSERT INTO t VALUES(?)", [room]).unwrap();
+        }
+        let now = files(picture(&live.kit.live()));
+        let has_all = |(picture, dir)| files(picture) == now && newest(dir) == [room; 2];
+        let free = fs::File::open("/dev/null").unwrap().as_raw_fd() as u64;
+        setrlimit(Resource::RLIMIT_NOFILE, free + room, hard).unwrap();
+        let tried = live.runtime.block_on(live.engine.commit_now());
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+        let whole = matches!(&tried, Ok(Some(meta)) if meta.warnings.is_empty());
+        let after = live.head_tree();
+        for path in before.keys() {
+            let path_text = String::from_utf8_lossy(path);
+            assert!(
+                after.contains_key(path),
+                "with room for {room}, {path_text} is gone: {tried:?}"
+            );
+        }
+        if whole {
+            assert!(has_all(live.restore()), "with room for {room} it was said to be whole");
+        }
+        enough = if whole { enough + 1 } else { 0 };
+        live.commit();
+        assert!(has_all(live.restore()), "after there was room for {room}");
+        room += 1;
+    }
+    println!("enough from {}", room - enough);
+}
+
+#[test]
+fn descriptors_that_run_out_at_any_moment_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(again(module_path!(), "starved", STARVED, dir.path()));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let enough = said
+        .lines()
+        .find_map(|line| line.strip_prefix("enough from ")?.parse::<u32>().ok());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(enough.is_some_and(|enough| enough > 2), "{said}\n{stderr}");
 }

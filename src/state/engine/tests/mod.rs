@@ -24,7 +24,7 @@ use crate::{
         recover::Recovered,
         tests::{
             kit::{Kit, picture},
-            python::Python,
+            python::python,
         },
     },
     store::faulty::{self, Fault},
@@ -610,7 +610,7 @@ print("twice"); sys.stdin.readline()
 fn what_is_written_through_a_memory_map_is_captured_when_the_map_is_closed() {
     let kit = Kit::new();
     kit.write("mapped", vec![b'0'; 9000]);
-    let mut writer = Python::run(MAPPED, &kit.live().join("mapped"), 0);
+    let mut writer = python(MAPPED, &kit.live().join("mapped"), 0);
     assert_eq!(writer.line(), "once");
     // Long enough for a file's times to tell what was before from what comes after.
     std::thread::sleep(Duration::from_millis(100));
@@ -661,7 +661,7 @@ fn pending(event: Event) -> Option<(u64, u64, usize)> {
 #[test]
 fn nothing_is_pending_only_when_every_change_is_durable() {
     let mut kit = Kit::new();
-    let mut holder = Python::run(LOCKED, &kit.live().join("db"), 0);
+    let mut holder = python(LOCKED, &kit.live().join("db"), 0);
     assert_eq!(holder.line(), "ready");
     let (store, faults) = faulty::store(&kit.path("faulty"));
     kit.history = History::open(store, "default", None).unwrap();

@@ -1,14 +1,14 @@
 //! Others use a database while it is captured: what they notice, and what is captured.
 
 use super::*;
-use crate::state::tests::python::{BANK, Python, check_bank};
+use crate::state::tests::python::{BANK, check_bank, python};
 
 /// The writer of a database with a log fails if it is ever kept waiting for long; one without has to wait for a reader.
 #[test]
 fn a_large_database_is_whole_although_it_is_written_to_while_it_is_read() {
     for name in ["wal", "delete"] {
         let mut snapped = Snapped::new(name);
-        let mut writer = Python::run(BANK, &snapped.path, 8_000_000);
+        let mut writer = python(BANK, &snapped.path, 8_000_000);
         assert_eq!(writer.line(), "ready");
         for _ in 0..5 {
             snapped.capture();
@@ -61,7 +61,7 @@ sys.stdin.readline()
 fn neither_writers_nor_checkpoints_wait_for_a_capture() {
     for name in ["wal", "delete"] {
         let mut snapped = Snapped::new(name);
-        let mut user = Python::run(PATIENT, &snapped.path, 200_000_000);
+        let mut user = python(PATIENT, &snapped.path, 200_000_000);
         assert_eq!(user.line(), "ready");
         let began = Instant::now();
         let read = snapped.capture();
