@@ -9,13 +9,11 @@ use std::collections::HashMap;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
 
-use super::{Damage, MAX_CHUNK, reader::stored_max};
+use super::{Damage, MAX_CHUNK, MAX_PIECES, reader::stored_max};
 use crate::state::model::{Chunk, CommitId, Entry, Extent, Hash, Kind, Location, Tree, TreePath};
 
 /// Most extents on one line; what follows goes on lines of its own.
 const EXTENTS: usize = 4096;
-/// Most extents that a delta may take over from its checkpoint, in all its entries.
-const MAX_REUSED: u64 = 16 << 20;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -217,7 +215,7 @@ pub struct Decoder<'a> {
     tree: Tree,
     /// The entry whose lines are being read, and the extents it may reuse.
     open: Option<(TreePath, Entry, Vec<Extent>)>,
-    reused: u64,
+    pieces: u64,
 }
 
 impl<'a> Decoder<'a> {
@@ -228,7 +226,7 @@ impl<'a> Decoder<'a> {
             chunks: Vec::new(),
             tree: base,
             open: None,
-            reused: 0,
+            pieces: 0,
         }
     }
 
@@ -245,6 +243,7 @@ impl<'a> Decoder<'a> {
                 self.open = Some((path, entry, old));
             }
             Line::Chunk(line) => {
+                self.count(1)?;
                 let commit = self.sources.get(line.source);
                 if line.raw as usize > MAX_CHUNK || u64::from(line.len) > stored_max(line.raw.into()) {
                     return Err(malformed("a chunk too long"));
@@ -267,6 +266,7 @@ impl<'a> Decoder<'a> {
             }
             Line::Entry(line) => {
                 self.close();
+                self.count(1)?;
                 let path = line.path.bytes()?;
                 let base = self.tree.get(&path);
                 let old = base.map_or(&[][..], |base| extents_of(&base.kind)).to_vec();
@@ -315,20 +315,28 @@ impl<'a> Decoder<'a> {
         }
     }
 
+    /// Counts what is about to take memory.
+    fn count(&mut self, pieces: u64) -> Result<(), Damage> {
+        self.pieces = self.pieces.saturating_add(pieces);
+        if self.pieces > MAX_PIECES {
+            return Err(malformed("far too many pieces"));
+        }
+        Ok(())
+    }
+
     fn extents(&mut self, lists: Vec<Vec<u64>>, old: &[Extent]) -> Result<Vec<Extent>, Damage> {
         let small = |n: u64| u32::try_from(n).map_err(|_| malformed("an extent too long"));
         let index = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let mut extents = Vec::with_capacity(lists.len());
         for list in lists {
+            self.count(match *list.as_slice() {
+                [_, count] => count,
+                _ => 1,
+            })?;
             match *list.as_slice() {
                 [len] => extents.push(Extent::Hole { len }),
                 [first, count] => {
                     let first = index(first);
-                    // One short list stands for many extents, and there may be many such lists.
-                    self.reused += count;
-                    if self.reused > MAX_REUSED {
-                        return Err(malformed("far too many extents"));
-                    }
                     let same = old.get(first..first.saturating_add(index(count)));
                     extents.extend(same.ok_or_else(|| malformed("extents that the checkpoint does not have"))?);
                 }

@@ -32,6 +32,10 @@ pub const MAX_CHUNK: usize = 1 << 20;
 pub const MAX_INFO: u64 = 16 << 20;
 pub const MAX_TREE: u64 = 1 << 30;
 
+/// Most chunks, entries and extents of a tree in all: what takes four bytes in a line, and next to none compressed, takes
+/// fifty in memory. They are more than 30 GB of a database that is scattered page by page, or two million small files.
+pub const MAX_PIECES: u64 = if cfg!(test) { 1 << 18 } else { 8 << 20 };
+
 /// An object that holds chunks of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {

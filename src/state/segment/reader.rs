@@ -22,8 +22,8 @@ use crate::{
 /// Read at once from the end of an object: the trailer, and most often everything but the chunks.
 const TAIL: u64 = 64 << 10;
 
-/// Most bytes of a line of the tree, and a block.
-const MAX_LINE: usize = 8 << 20;
+/// Most bytes of a line of the tree, and a block: a line has a path and some thousand short lists.
+const MAX_LINE: usize = 2 << 20;
 
 /// What is wrong with an object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use zstd::bulk::Compressor;
 
 use super::{
-    CHUNK, INFO, Info, MAGIC, MAX_CHUNK, Source, TREE,
+    CHUNK, INFO, Info, MAGIC, MAX_CHUNK, MAX_INFO, MAX_PIECES, MAX_TREE, Source, TREE,
     line::{Encoder, Line, Part, extents_of, reuse},
     purpose,
     trailer::{Trailer, VERSION},
@@ -41,6 +41,9 @@ pub enum SegmentError {
     Spool { dir: PathBuf, source: io::Error },
     #[error("not a tree that can be restored: {0}")]
     Tree(#[from] BadTree),
+    /// No reader would take it.
+    #[error("{found} {what}, and a snapshot has {most} at most; remove something from the state, or move it elsewhere")]
+    TooMuch { what: &'static str, found: u64, most: u64 },
 }
 
 /// A segment that is whole in its spool file.
@@ -269,11 +272,10 @@ impl<'a> SegmentWriter<'a> {
             None => Content::whole(self.head, &delta),
         };
         let tree_at = self.out.len;
-        let (info, tree_len) = self
-            .write_tree(&content, meta.clone(), base)
-            .map_err(|source| self.fail(source))?;
-        self.write_end(&info, tree_at, tree_len)
-            .map_err(|source| self.fail(source))?;
+        let (info, tree_raw) = self.write_tree(&content, meta.clone(), base)?;
+        let tree_len = self.out.len - tree_at;
+        at_most("bytes of names and places", tree_raw, MAX_TREE)?;
+        self.write_end(&info, tree_at, tree_len)?;
         let SegmentWriter { out, dir, chunks, .. } = self;
         let len = out.len;
         let file = out.file.into_inner().map_err(|error| SegmentError::Spool {
@@ -293,7 +295,13 @@ impl<'a> SegmentWriter<'a> {
         })
     }
 
-    fn write_tree(&mut self, content: &Content, meta: Meta, base: Option<CommitId>) -> io::Result<(Info, u64)> {
+    /// Returns with the info the plain bytes of the tree.
+    fn write_tree(
+        &mut self,
+        content: &Content,
+        meta: Meta,
+        base: Option<CommitId>,
+    ) -> Result<(Info, u64), SegmentError> {
         let find = |hash: &Hash| self.chunks.get(hash).or_else(|| self.head.chunk(hash)).copied();
         let mut hashes = content.chunks();
         if base.is_some() {
@@ -333,25 +341,20 @@ impl<'a> SegmentWriter<'a> {
             .enumerate()
             .map(|(at, source)| (source.commit, at))
             .collect();
-        let start = self.out.len;
-        let mut blocks = Blocks {
-            plain: Vec::new(),
-            sum: Sha256::new(),
-            count: 0,
-        };
+        at_most(
+            "files and pieces of them",
+            chunks.len() as u64 + content.pieces(),
+            MAX_PIECES,
+        )?;
         let (encoder, lines) = Encoder::chunks(&chunks, &places);
-        for line in lines {
-            blocks.line(self, &line)?;
-        }
-        for path in &content.remove {
-            blocks.line(self, &Encoder::remove(path))?;
-        }
-        for (path, entry, parts) in &content.entries {
-            for line in encoder.entry(path, entry, parts) {
-                blocks.line(self, &line)?;
-            }
-        }
-        blocks.flush(self)?;
+        let removed = content.remove.iter().map(|path| Encoder::remove(path));
+        let entries = content
+            .entries
+            .iter()
+            .flat_map(|(path, entry, parts)| encoder.entry(path, entry, parts));
+        let blocks = self
+            .write_lines(lines.chain(removed).chain(entries))
+            .map_err(|source| self.fail(source))?;
         let info = Info {
             meta,
             checkpoint: base,
@@ -359,12 +362,32 @@ impl<'a> SegmentWriter<'a> {
             blocks: blocks.count,
             tree: Hash::from_bytes(blocks.sum.finalize().into()),
         };
-        Ok((info, self.out.len - start))
+        Ok((info, blocks.raw))
     }
 
-    fn write_end(&mut self, info: &Info, tree_at: u64, tree_len: u64) -> io::Result<()> {
-        let plain = serde_json::to_vec(info)?;
-        let stored = self.packed(&purpose(INFO, self.id, 0), &plain)?;
+    fn write_lines(&mut self, lines: impl Iterator<Item = Line>) -> io::Result<Blocks> {
+        let mut blocks = Blocks {
+            plain: Vec::new(),
+            sum: Sha256::new(),
+            count: 0,
+            raw: 0,
+        };
+        for line in lines {
+            blocks.line(self, &line)?;
+        }
+        blocks.flush(self)?;
+        Ok(blocks)
+    }
+
+    fn write_end(&mut self, info: &Info, tree_at: u64, tree_len: u64) -> Result<(), SegmentError> {
+        let plain = serde_json::to_vec(info).map_err(|error| self.fail(error.into()))?;
+        at_most("bytes of description", plain.len() as u64, MAX_INFO)?;
+        self.write_info(&plain, tree_at, tree_len)
+            .map_err(|source| self.fail(source))
+    }
+
+    fn write_info(&mut self, plain: &[u8], tree_at: u64, tree_len: u64) -> io::Result<()> {
+        let stored = self.packed(&purpose(INFO, self.id, 0), plain)?;
         self.out.write(&stored)?;
         let trailer = Trailer {
             version: VERSION,
@@ -381,11 +404,20 @@ impl<'a> SegmentWriter<'a> {
     }
 }
 
+fn at_most(what: &'static str, found: u64, most: u64) -> Result<(), SegmentError> {
+    match found > most {
+        true => Err(SegmentError::TooMuch { what, found, most }),
+        false => Ok(()),
+    }
+}
+
 /// Lines on their way into blocks.
 struct Blocks {
     plain: Vec<u8>,
     sum: Sha256,
     count: u32,
+    /// Plain bytes of all.
+    raw: u64,
 }
 
 impl Blocks {
@@ -414,6 +446,7 @@ impl Blocks {
             writer.out.write(part)?;
         }
         self.count += 1;
+        self.raw += self.plain.len() as u64;
         self.plain.clear();
         Ok(())
     }
@@ -463,6 +496,16 @@ impl<'a> Content<'a> {
     fn add(&mut self, path: &'a TreePath, entry: &'a Entry, base: Option<&Entry>) {
         let old = base.map_or(&[][..], |base| extents_of(&base.kind));
         self.entries.push((path, entry, reuse(extents_of(&entry.kind), old)));
+    }
+
+    /// Entries, and extents of them.
+    fn pieces(&self) -> u64 {
+        let parts = self.entries.iter().flat_map(|(_, _, parts)| parts);
+        let extents = parts.map(|part| match part {
+            Part::Same { count, .. } => *count as u64,
+            Part::New(_) => 1,
+        });
+        self.entries.len() as u64 + extents.sum::<u64>()
     }
 
     /// The chunks that need a line, in the order in which they are first used.

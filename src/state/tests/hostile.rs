@@ -9,7 +9,7 @@ use super::{
 use crate::state::{
     head::Head,
     model::{CommitId, Delta, Entry, Extent, Hash, Kind, Reason, Tree},
-    segment::{SegmentError, SegmentWriter, Source, reader::ReadError},
+    segment::{Damage, SegmentError, SegmentWriter, Source, line::Decoder, reader::ReadError},
 };
 
 fn entry(kind: Kind) -> Entry {
@@ -131,6 +131,51 @@ fn hostile_trees_are_refused_and_touch_nothing() {
         assert_eq!((passed.len(), placed.files), (1, 0), "{name}");
         assert!(fs::read_dir(kit.path("")).unwrap().count() <= before + 1, "{name}");
     }
+}
+
+#[test]
+fn few_bytes_that_would_take_much_memory_are_refused() {
+    let entry =
+        r#"{"entry":{"path":"state/f","mode":420,"uid":0,"gid":0,"mtime_ns":0,"kind":"file","len":1,"extents":[]}}"#;
+    let holes = format!("{{\"more\":[{}]}}", vec!["[1]"; 4096].join(","));
+    let chunk = format!(
+        r#"{{"chunk":{{"sha256":"{}","raw":1,"source":0,"at":8,"len":1}}}}"#,
+        "0".repeat(64)
+    );
+    let sources = [CommitId {
+        generation: ulid::Ulid::generate(),
+        seq: 1,
+    }];
+    for (lines, most) in [
+        ([entry, &holes], 64),
+        ([entry, entry], 1 << 18),
+        ([&chunk, &chunk], 1 << 18),
+    ] {
+        let mut decoder = Decoder::new(&sources, Tree::new());
+        decoder.line(lines[0].as_bytes()).unwrap();
+        let taken = (0..=most)
+            .take_while(|_| decoder.line(lines[1].as_bytes()).is_ok())
+            .count();
+        assert!(taken > 50 && taken < most, "{taken} of {most}");
+        let said = decoder.line(lines[1].as_bytes()).unwrap_err();
+        assert!(matches!(said, Damage::Malformed(_)), "{said}");
+    }
+}
+
+#[test]
+fn what_no_reader_would_take_is_not_committed() {
+    let kit = Kit::new();
+    let mut generation = kit.reopened().begin(ulid::Ulid::generate(), None);
+    let id = generation.next_id();
+    let head = Head::default();
+    let mut writer = SegmentWriter::new(&head, &kit.path("spool"), id, None).unwrap();
+    let chunk = writer.put(b"1").unwrap();
+    let pair = [Extent::Hole { len: 1 }, Extent::Data { chunk, from: 0, len: 1 }];
+    let extents: Vec<Extent> = pair.into_iter().cycle().take(1 << 18).collect();
+    let kind = Kind::File { len: 1 << 18, extents };
+    let upsert = [(b"state".to_vec(), dir()), (b"state/f".to_vec(), entry(kind))].into();
+    let refused = writer.finish(meta(id, None, Reason::Change), Delta { upsert, remove: vec![] });
+    assert!(matches!(refused, Err(SegmentError::TooMuch { .. })));
 }
 
 #[test]
