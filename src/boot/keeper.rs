@@ -312,7 +312,8 @@ async fn tell(progress: &Progress, events: &Events) -> Infallible {
     loop {
         ticks.tick().await;
         let [done, total] = [&progress.done, &progress.total].map(|bytes| bytes.load(Ordering::Relaxed));
-        if done > told {
+        // Less, where it begins anew with an older one.
+        if done != told {
             told = done;
             events.emit(Event::RestoreProgress { done, total });
         }
@@ -445,16 +446,17 @@ mod tests {
         let (events, mut said) = Events::channel();
         let progress = Progress::default();
         progress.total.store(10, Ordering::Relaxed);
-        let mut seen = async |done| {
-            progress.done.store(done, Ordering::Relaxed);
-            tokio::select! {
-                never = tell(&progress, &events) => match never {},
-                event = said.recv() => event.unwrap(),
+        let seen = async {
+            // The third time with an older snapshot, from its beginning.
+            for step in [3, 10, 2] {
+                progress.done.store(step, Ordering::Relaxed);
+                let event = said.recv().await.unwrap();
+                assert!(matches!(event, Event::RestoreProgress { done, total: 10 } if done == step));
             }
         };
-        for step in [3, 10] {
-            let event = seen(step).await;
-            assert!(matches!(event, Event::RestoreProgress { done, total: 10 } if done == step));
+        tokio::select! {
+            never = tell(&progress, &events) => match never {},
+            seen = tokio::time::timeout(Duration::from_secs(30), seen) => seen.unwrap(),
         }
     }
 }

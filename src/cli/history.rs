@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use clap::Args;
-use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+use jiff::{Timestamp, ZonedDateTime, civil::DateTime, tz::TimeZone};
 
 use super::{failure::Failure, show};
 use crate::{
@@ -95,10 +95,13 @@ impl Which {
     ) -> Result<Chosen<T>, Failure> {
         let mut passed = Vec::new();
         if self.at.is_none() && self.id != LATEST {
-            let id = self
+            let id: CommitId = self
                 .id
                 .parse()
                 .map_err(|error| Failure::new(2, anyhow::Error::new(error)))?;
+            if !history.commits(id.generation)?.contains(&id) {
+                return Err(anyhow!("there is no snapshot {id}; see `moltinit snapshot list`").into());
+            }
             let made = make(id)?;
             return Ok(Chosen { id, made, passed });
         }
@@ -129,9 +132,38 @@ impl Which {
 }
 
 fn time(text: &str) -> Result<Timestamp, String> {
-    let local = || TimeZone::system().to_timestamp(text.parse::<DateTime>().ok()?).ok();
+    let zoned = || Some(text.parse::<ZonedDateTime>().ok()?.timestamp());
+    // A zone in brackets that is not known is no local time.
+    let local = || {
+        let time = text.parse::<DateTime>().ok().filter(|_| !text.contains('['))?;
+        TimeZone::system().to_timestamp(time).ok()
+    };
     text.parse()
         .ok()
+        .or_else(zoned)
         .or_else(local)
         .ok_or_else(|| format!("`{text}` is not a time; write it like 2026-11-23T09:30:00Z"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_in_its_own_zone_or_in_this_machines() {
+        let at = |text: &str| time(text).map(|time| time.to_string());
+        let nine = Ok("2026-11-23T08:30:00Z".to_owned());
+        for text in [
+            "2026-11-23T08:30:00Z",
+            "2026-11-23T09:30+01:00",
+            "2026-11-23T09:30[+01:00]",
+        ] {
+            assert_eq!(at(text), nine, "{text}");
+        }
+        let local = TimeZone::system().to_timestamp("2026-11-23T09:30:00".parse::<DateTime>().unwrap());
+        assert_eq!(at("2026-11-23 09:30"), Ok(local.unwrap().to_string()));
+        for text in ["2026-11-23T09:30[No/Where]", "yesterday", ""] {
+            assert!(at(text).unwrap_err().contains("is not a time"), "{text}");
+        }
+    }
 }

@@ -267,6 +267,13 @@ fn the_history_is_listed_shown_compared_verified_and_restored() {
     assert!(String::from_utf8_lossy(&early.stderr).contains("no snapshot from 2020"));
 
     let to = disk.path("restored");
+    let unknown = format!("{}-00009999", one.split('-').next().unwrap());
+    let none = disk
+        .command(&["restore", &unknown, "--to", to.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(none.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&none.stderr).contains(&format!("no snapshot {unknown}")));
     run(&disk, &["restore", &one, "--to", to.to_str().unwrap()]);
     assert_eq!(fs::read_to_string(to.join("state/note")).unwrap(), "one");
     let again = disk
