@@ -21,6 +21,7 @@
 //! * [`gateway`]: all that is known of OpenClaw.
 //! * [`log`]: lines to stderr that never block.
 //! * `neighbour`: processes that tests have beside themselves.
+//! * `paths`: where a path really leads.
 //! * [`pid1`]: reaper, spawner, and `exec`; the only unsafe code.
 //! * [`report`]: probes, status, event log, callbacks; the way in for commands.
 //! * [`state`]: what is in a snapshot and how it gets there and back.
@@ -41,6 +42,7 @@ pub mod gateway;
 pub mod log;
 #[cfg(test)]
 mod neighbour;
+mod paths;
 pub mod pid1;
 pub mod report;
 pub mod state;

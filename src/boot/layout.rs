@@ -1,11 +1,24 @@
 //! Where the roots of a snapshot are on this disk.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     config::Config,
     gateway::workspace::Whereabouts,
-    state::{fetch, head::Head, history::History, segment::reader::ReadError, walk::Root},
+    paths::{is_within, resolve, resolve_by},
+    state::{
+        fetch,
+        head::Head,
+        history::History,
+        model::{Kind, Tree},
+        segment::reader::ReadError,
+        walk::Root,
+    },
 };
 
 /// Names of the roots.
@@ -43,7 +56,9 @@ impl Layout {
         let mut roots = self.fixed();
         if head.tree().contains_key(WORKSPACE.as_bytes()) {
             let config = fetch::file(history, head, CONFIG, MAX_CONFIG)?;
-            roots.extend(self.workspace(self.agent.with(config.as_deref())));
+            let path = self.agent.with(config.as_deref());
+            let path = resolve_by(&path, |path| self.link(head.tree(), path));
+            roots.extend(self.root_at(path).ok());
         }
         Ok(roots)
     }
@@ -56,7 +71,7 @@ impl Layout {
 
     /// Whether the workspace of a gateway with such a configuration is a root of its own.
     pub fn has_workspace(&self, config: Option<&[u8]>) -> bool {
-        self.workspace(self.agent.with(config)).is_some()
+        self.root_at(resolve(&self.agent.with(config))).is_ok()
     }
 
     /// What is to be captured from now on: asked again and again, since the gateway's configuration changes, and is
@@ -71,15 +86,18 @@ impl Layout {
                 workspace = now;
             }
             let mut roots = layout.fixed();
-            if let Some(root) = layout.workspace(workspace.clone()) {
-                roots.push(root);
-            } else if layout.holds_a_root(&workspace) && refused.as_ref() != Some(&workspace) {
-                tracing::error!(
-                    workspace = %workspace.display(),
-                    "the agent's workspace is not captured, since the gateway's state is inside of it: set \
-                     agents.defaults.workspace to a directory of its own"
-                );
-                refused = Some(workspace.clone());
+            // By where it leads now: if that changes, other directories have to be watched.
+            match layout.root_at(resolve(&workspace)) {
+                Ok(root) => roots.push(root),
+                Err(Part::Around) if refused.as_ref() != Some(&workspace) => {
+                    tracing::error!(
+                        workspace = %workspace.display(),
+                        "the agent's workspace is not captured, since the gateway's state is inside of it: set \
+                         agents.defaults.workspace to a directory of its own"
+                    );
+                    refused = Some(workspace.clone());
+                }
+                Err(_) => {}
             }
             let root = |(name, path)| Root { name, path };
             roots.into_iter().map(root).collect()
@@ -93,22 +111,46 @@ impl Layout {
         ]
     }
 
-    /// The root that a workspace is. Inside of another root it is a part of that, and around one it cannot be put in
-    /// place without it.
-    fn workspace(&self, path: PathBuf) -> Option<(String, PathBuf)> {
-        let inside = self.fixed().iter().any(|(_, root)| path.starts_with(root));
-        (!inside && !self.holds_a_root(&path)).then(|| (WORKSPACE.to_owned(), path))
+    /// The root that a workspace is, by its [resolved](resolve) path. Inside of another root it is a part of that, and
+    /// around one it cannot be put in place without it. Two names of one directory cannot both be watched, nor restored.
+    fn root_at(&self, path: PathBuf) -> Result<(String, PathBuf), Part> {
+        let fixed: Vec<PathBuf> = self.fixed().iter().map(|(_, root)| resolve(root)).collect();
+        if fixed.iter().any(|root| is_within(&path, root)) {
+            return Err(Part::Within);
+        }
+        if fixed.iter().any(|root| is_within(root, &path)) {
+            return Err(Part::Around);
+        }
+        Ok((WORKSPACE.to_owned(), path))
     }
 
-    fn holds_a_root(&self, path: &Path) -> bool {
-        self.fixed()
-            .iter()
-            .any(|(_, root)| root != path && root.starts_with(path))
+    /// Where a link leads once a commit is in place: below a root it is the commit's, and elsewhere the disk's.
+    fn link(&self, tree: &Tree, path: &Path) -> Option<PathBuf> {
+        let within = self.fixed().into_iter().find_map(|(name, root)| {
+            let below = path.strip_prefix(resolve(&root)).ok()?.to_owned();
+            (!below.as_os_str().is_empty()).then(|| Path::new(&name).join(below))
+        });
+        let Some(path_in_tree) = within else {
+            return fs::read_link(path).ok();
+        };
+        match &tree.get(path_in_tree.as_os_str().as_bytes())?.kind {
+            Kind::Symlink { target } => Some(OsStr::from_bytes(target).into()),
+            _ => None,
+        }
     }
+}
+
+/// Why a workspace is no root of its own.
+#[derive(Debug)]
+enum Part {
+    Within,
+    Around,
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
     use crate::config::{Machine, Workspace, load};
 
@@ -167,6 +209,34 @@ mod tests {
         disk.configure(r#"{ agents: { defaults: { workspace: "/elsewhere" } } }"#);
         let layout = disk.layout("workspace = \"/named\"", None);
         assert_eq!(workspace(&layout.live()()), ["/named"]);
+    }
+
+    #[test]
+    fn a_workspace_is_where_its_name_leads() {
+        let disk = Disk(tempfile::tempdir().unwrap());
+        let at = |name: &str| disk.0.path().join(name);
+        let [link, elsewhere] = ["clawd", "elsewhere"].map(at);
+        disk.configure(&format!(
+            r#"{{ agents: {{ defaults: {{ workspace: "{}" }} }} }}"#,
+            link.display()
+        ));
+        let layout = disk.layout("", None);
+        let mut live = layout.live();
+        fs::create_dir(&link).unwrap();
+        assert_eq!(workspace(&live()), [link.to_str().unwrap()]);
+        // Moved into the state, there or not; around it; and to a place of its own.
+        for (target, leads_to) in [
+            (at(".openclaw/workspace"), None),
+            (at(".openclaw"), None),
+            (disk.0.path().to_owned(), None),
+            (elsewhere.clone(), Some(elsewhere.to_str().unwrap())),
+        ] {
+            let _ = fs::remove_dir(&link).or_else(|_| fs::remove_file(&link));
+            symlink(&target, &link).unwrap();
+            assert_eq!(workspace(&live()), Vec::from_iter(leads_to));
+            let text = fs::read(at(".openclaw/openclaw.json")).unwrap();
+            assert_eq!(layout.has_workspace(Some(&text)), leads_to.is_some());
+        }
     }
 
     #[test]

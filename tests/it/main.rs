@@ -16,6 +16,7 @@ mod hub;
 mod image;
 mod interface;
 mod life;
+mod links;
 mod live;
 mod memory;
 mod mistakes;

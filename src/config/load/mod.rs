@@ -27,7 +27,10 @@ use super::{
     settings::Settings,
     value,
 };
-use crate::supervise::order;
+use crate::{
+    paths::{is_within, resolve},
+    supervise::order,
+};
 
 /// Makes the configuration from the file's text, the environment and what the machine has.
 ///
@@ -187,9 +190,9 @@ fn callback(settings: &Settings<'_>) -> Callback {
 }
 
 /// What is restored in one piece cannot be within another: the state, a workspace unless it is part of the state, and
-/// our own data. Nor can the store be in any of them.
+/// our own data. Nor can the store be in any of them; it is taken by its name, since to look at one that hangs would hang.
 fn nested(settings: &mut Settings<'_>, state: &Path, workspace: Option<&Workspace>, data: &Path, store: &Path) {
-    let within = |inner: &Path, outer: &Path| inner.starts_with(outer);
+    let within = |inner: &Path, outer: &Path| is_within(&resolve(inner), &resolve(outer));
     let mut problem = |key: &str, inner: &Path, outer: &str, place: &Path| {
         let (inner, place) = (inner.display(), place.display());
         settings.problem(
@@ -203,10 +206,10 @@ fn nested(settings: &mut Settings<'_>, state: &Path, workspace: Option<&Workspac
     if within(state, data) {
         problem("state_dir", state, "moltinit's own data", data);
     }
-    if within(store, state) {
+    if store.starts_with(state) {
         problem("store", store, "the gateway's state", state);
     }
-    if within(store, data) {
+    if store.starts_with(data) {
         problem("store", store, "moltinit's own data", data);
     }
     let Some(Workspace::Named(workspace)) = workspace else {
@@ -215,12 +218,16 @@ fn nested(settings: &mut Settings<'_>, state: &Path, workspace: Option<&Workspac
     if within(workspace, data) {
         problem("workspace", workspace, "moltinit's own data", data);
     }
-    for (what, inner) in [
-        ("state is", state),
-        ("store is", store),
-        ("moltinit's own data is", data),
+    for (what, inner, is_inside) in [
+        ("state is", state, within(state, workspace) && !within(workspace, state)),
+        ("store is", store, store.starts_with(workspace) && store != workspace),
+        (
+            "moltinit's own data is",
+            data,
+            within(data, workspace) && !within(workspace, data),
+        ),
     ] {
-        if within(inner, workspace) && inner != workspace {
+        if is_inside {
             settings.problem(
                 "workspace",
                 format!(

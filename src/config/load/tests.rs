@@ -151,6 +151,12 @@ fn what_is_restored_in_one_piece_is_in_no_other() {
         let problems = load_with(None, &[nested]).unwrap_err().to_string();
         assert!(problems.contains(key) && problems.contains("inside of"), "{problems}");
     }
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("data");
+    std::os::unix::fs::symlink("/home/a/.openclaw/data", &link).unwrap();
+    let linked = [("MOLTINIT_DATA_DIR", link.to_str().unwrap())];
+    let problems = load_with(None, &linked).unwrap_err().to_string();
+    assert!(problems.contains("inside of the gateway's state"), "{problems}");
     load_with(None, &[("MOLTINIT_WORKSPACE", "/home/a/.openclaw/workspace")]).unwrap();
     load_with(None, &[("MOLTINIT_WORKSPACE", "/home/a/.openclaw")]).unwrap();
 }

@@ -63,7 +63,11 @@ impl Unseen {
 }
 
 /// The roots, open.
-pub struct Places<'a>(BTreeMap<&'a str, Place>);
+pub struct Places<'a> {
+    roots: BTreeMap<&'a str, Place>,
+    /// What they are, to know one where it is mounted inside of another as well: there can be but one watch on it.
+    inodes: Vec<(u64, u64)>,
+}
 
 enum Place {
     Open(Below),
@@ -81,18 +85,24 @@ impl<'a> Places<'a> {
             };
             (root.name.as_str(), place)
         };
-        Places(roots.iter().map(open).collect())
+        let mut roots: BTreeMap<_, _> = roots.iter().map(open).collect();
+        let inode = |place: &mut Place| match place {
+            Place::Open(below) => below.stat(b"").ok().map(|stat| stat.inode()),
+            _ => None,
+        };
+        let inodes = roots.values_mut().filter_map(inode).collect();
+        Places { roots, inodes }
     }
 
     pub fn missing(&self) -> Vec<String> {
-        let missing = self.0.iter().filter(|(_, place)| matches!(place, Place::Missing));
+        let missing = self.roots.iter().filter(|(_, place)| matches!(place, Place::Missing));
         missing.map(|(name, _)| (*name).to_owned()).collect()
     }
 
     /// Access to what is below the root of `path`, and the path there.
     pub fn below<'p>(&mut self, path: &'p [u8]) -> Option<(&mut Below, &'p [u8])> {
         let (root, rel) = split(path);
-        match self.0.get_mut(root) {
+        match self.roots.get_mut(root) {
             Some(Place::Open(below)) => Some((below, rel)),
             _ => None,
         }
@@ -100,13 +110,14 @@ impl<'a> Places<'a> {
 
     fn find(&mut self, path: &[u8]) -> Found {
         let (root, rel) = split(path);
-        let below = match self.0.get_mut(root) {
+        let below = match self.roots.get_mut(root) {
             None | Some(Place::Missing) => return Found::Gone,
             Some(Place::Closed(why)) => return Found::Unknown(why.clone()),
             Some(Place::Open(below)) => below,
         };
         match below.stat(rel) {
             Ok(stat) if !rel.is_empty() && excluded(root, rel, stat.what == What::Dir).is_some() => Found::Gone,
+            Ok(stat) if !rel.is_empty() && self.inodes.contains(&stat.inode()) => Found::Gone,
             Ok(stat) => Found::At(stat),
             Err(error) if is_gone(&error) => Found::Gone,
             Err(error) => Found::Unknown(Unseen::of("cannot be looked at", &error)),
@@ -168,7 +179,7 @@ impl<'a> Look<'a> {
     pub fn at(&mut self, changes: &Changes) {
         self.listed.clear();
         if changes.rescan.is_some() {
-            let roots: Vec<TreePath> = self.places.0.keys().map(|name| name.as_bytes().to_vec()).collect();
+            let roots: Vec<TreePath> = self.places.roots.keys().map(|name| name.as_bytes().to_vec()).collect();
             self.queue.extend(roots.into_iter().map(|root| (root, Depth::Below)));
         }
         for (path, depth) in &changes.paths {
@@ -192,7 +203,7 @@ impl<'a> Look<'a> {
 
     fn examine(&mut self, path: TreePath, depth: Depth) {
         let (root, rel) = split(&path);
-        if !self.places.0.contains_key(root) {
+        if !self.places.roots.contains_key(root) {
             return;
         }
         if rel.len() > LONGEST || rel.iter().filter(|byte| **byte == b'/').count() >= MOST_LEVELS {

@@ -33,7 +33,7 @@ use super::{
     parallel,
     segment::reader::ReadError,
 };
-use crate::store::mounts;
+use crate::{paths, store::mounts};
 pub use swap::{is_unfinished, resume};
 
 /// Reads, of half a MiB at the most, that may lie in memory before they are unpacked.
@@ -221,11 +221,8 @@ pub fn restore_into_empty_dir(
 /// since both have to be on its file system. Clears away what an earlier restore left staged.
 fn place(target: &Path, date: &str) -> Result<Move, RestoreError> {
     let find = || {
-        // A link stands for what it leads to: that is where the state is to be.
-        let target = match fs::canonicalize(target) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => target.to_owned(),
-            other => other?,
-        };
+        // A link stands for what it leads to, there or not: that is where the state is to be.
+        let target = paths::resolve(target);
         let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
             return Err(io::Error::other("the root directory cannot hold state"));
         };
