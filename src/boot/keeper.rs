@@ -21,7 +21,7 @@ use crate::{
     gateway::Gateway,
     report::control::Refusal,
     state::{
-        engine::{self, EngineHandle},
+        engine::{self, EngineHandle, NotCommitted},
         history::History,
         model::{CommitId, Meta},
         pace,
@@ -118,10 +118,10 @@ impl Keeper {
     /// Commits what has changed; the newest commit if nothing has.
     pub async fn commit_now(&self) -> Result<Meta, Refusal> {
         let engine = self.running()?.engine;
-        let newest = engine
-            .commit_now()
-            .await
-            .map_err(|error| Refusal::Store(error.to_string()))?;
+        let newest = engine.commit_now().await.map_err(|error| match error {
+            NotCommitted::Paused => Refusal::Unavailable(error.to_string()),
+            _ => Refusal::Store(error.to_string()),
+        })?;
         newest.ok_or_else(|| Refusal::NotFound("there is nothing to commit: the state is empty".into()))
     }
 

@@ -4,8 +4,12 @@
 //! The gateway and whatever else comes after `store` are held, not only stopped, from before their state is committed
 //! until the other is in place: whoever asks for one to start meanwhile has it started then. One that went on would write
 //! to files that have been moved aside, which are in no snapshot. Services that are not of the state go on.
+//!
+//! Nothing is committed from then on until the gateway is ready. So until then the store has the state from before as the
+//! newest, and whoever is killed or stopped goes on with that at the next boot. The way back is the same renames the other
+//! way round, and needs nothing that may be gone by then.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     task::{JoinError, spawn_blocking},
@@ -21,7 +25,7 @@ use crate::{
         head::Head,
         history::History,
         model::CommitId,
-        restore::{Progress, RestoreError, Staged, is_unfinished, resume, stage},
+        restore::{Back, Progress, RestoreError, Staged, is_unfinished, resume, stage},
         segment::reader::ReadError,
         verify,
     },
@@ -52,43 +56,78 @@ impl Live {
         // While the gateway still runs: what cannot be restored is found out before anything is stopped.
         let ready = self.stage(id).await?;
         self.hold(id).await?;
-        let before = match self.engine.commit_now().await {
-            Ok(before) => before.map(|meta| meta.id),
-            Err(error) => {
-                self.discard(ready).await;
+        if let Err(error) = self.engine.commit_now().await {
+            self.discard(ready).await;
+            self.start().await.map_err(failed)?;
+            return Err(Refusal::Store(format!(
+                "the state of now cannot be committed, so it stays: {error}"
+            )));
+        }
+        if self.services.is_shutting_down() {
+            self.discard(ready).await;
+            return Err(stopping(id));
+        }
+        let (head, back) = match self.place(ready).await {
+            Ok(placed) => placed,
+            Err(refusal) => {
                 self.start().await.map_err(failed)?;
-                return Err(Refusal::Store(format!(
-                    "the state of now cannot be committed, so it stays: {error}"
-                )));
+                return Err(refusal);
             }
         };
-        if let Err(refusal) = self.place(ready).await {
-            self.start().await.map_err(failed)?;
-            return Err(refusal);
+        match self.start().await {
+            Ok(()) => self.settle(id, head).await,
+            // It does not come up since nothing does any more, and what is in place is not what the next boot goes on with.
+            Err(_) if self.services.is_shutting_down() => Err(stopping(id)),
+            Err(why) => Err(self.roll_back(id, back, &why).await),
         }
-        let Err(why) = self.start().await else {
-            return self.settle(id).await;
-        };
-        let Some(before) = before else {
-            return Err(Refusal::Failed(why));
-        };
-        tracing::error!(commit = %id, %why, "the gateway does not come up on what was restored; the state from before comes back");
-        let back = self.roll_back(before).await;
+    }
+
+    /// Brings the state from before back, however long that takes; says how it went.
+    async fn roll_back(&self, id: CommitId, back: Back, why: &str) -> Refusal {
+        tracing::error!(commit = %id, why, "the gateway does not come up on what was restored; the state from before comes back");
+        if let Err(refusal) = self.hold(id).await {
+            return refusal;
+        }
+        let back = Arc::new(back);
+        loop {
+            // The next boot brings it back from the store.
+            if self.services.is_shutting_down() {
+                return stopping(id);
+            }
+            let Err(error) = self.go_back(&back).await else {
+                break;
+            };
+            tracing::error!(%error, "the state from before is not back; the gateway is held until it is");
+            sleep(AGAIN).await;
+        }
+        // The engine is where it was.
+        self.engine.resume(None);
         let came_back = self.start().await;
-        back?;
-        self.settle(before).await?;
-        Err(Refusal::Failed(match came_back {
+        Refusal::Failed(match came_back {
             Ok(()) => format!("the gateway does not come up on {id} ({why}); the state from before is back"),
             Err(also) => format!(
                 "the gateway does not come up on {id} ({why}), nor on the state from before, which is back ({also})"
             ),
-        }))
+        })
     }
 
-    async fn roll_back(&self, before: CommitId) -> Result<(), Refusal> {
-        self.hold(before).await?;
-        let ready = self.stage(before).await?;
-        self.place(ready).await
+    async fn go_back(&self, back: &Arc<Back>) -> Result<(), String> {
+        let (back, work) = (Arc::clone(back), self.work.clone());
+        let gone = spawn_blocking(move || {
+            // A try before this one may have been cut off; then it is finished, and all is back.
+            match resume(&work)? {
+                Some(_) => Ok(Vec::new()),
+                None => back.go(&work),
+            }
+        });
+        let aside: Vec<PathBuf> = match gone.await {
+            Ok(gone) => gone.map_err(|error| error.to_string())?,
+            Err(panicked) => return Err(panicked.to_string()),
+        };
+        for aside in aside {
+            tracing::warn!(path = %aside.display(), "the state on which the gateway did not come up was moved aside");
+        }
+        Ok(())
     }
 
     /// Puts a commit on the disk, beside what is there.
@@ -107,9 +146,8 @@ impl Live {
         let _ = spawn_blocking(move || ready.staged.discard()).await;
     }
 
-    /// Puts what is staged in place, and has what changes from then on committed as a generation that began from it.
-    /// After an error everything goes on as before.
-    async fn place(&self, ready: Ready) -> Result<(), Refusal> {
+    /// Puts what is staged in place. Nothing is committed from then on; after an error everything goes on as before.
+    async fn place(&self, ready: Ready) -> Result<(Head, Back), Refusal> {
         self.engine.pause().await.map_err(failed)?;
         let (history, work) = (self.history.clone(), self.work.clone());
         let placed = spawn_blocking(move || {
@@ -119,7 +157,7 @@ impl Live {
                 staged.discard();
                 return Err(error.into());
             }
-            Ok::<_, RestoreError>((staged.place(&work).map(|placed| placed.tell()), head))
+            Ok::<_, RestoreError>((staged.place(&work), head))
         });
         let (placed, head) = match placed.await {
             Ok(Ok(done)) => done,
@@ -130,27 +168,28 @@ impl Live {
             Err(panicked) => return self.after_panic(panicked).await,
         };
         match placed {
-            Ok(()) => {}
-            Err(RestoreError::Unfinished(error)) => self.finish(&error).await,
+            Ok((placed, back)) => {
+                placed.tell();
+                Ok((head, back))
+            }
+            Err(RestoreError::Unfinished(error)) => Ok((head, self.finish(&error).await)),
             Err(error) => {
                 self.engine.resume(None);
-                return Err(refusal(error));
+                Err(refusal(error))
             }
         }
-        let generation = self.history.begin(Ulid::generate(), head.id());
-        self.engine.resume(Some((generation, head)));
-        Ok(())
     }
 
     /// Nothing may run or be committed on state that is half-way, however long that takes.
-    async fn finish(&self, error: &RestoreError) {
+    async fn finish(&self, error: &RestoreError) -> Back {
         let mut why = error.to_string();
         loop {
             tracing::error!(%why, "a restore is half-way; the gateway is held until it is finished");
             sleep(AGAIN).await;
             let work = self.work.clone();
             match spawn_blocking(move || resume(&work)).await {
-                Ok(Ok(_)) => return,
+                Ok(Ok(Some(back))) => return back,
+                Ok(Ok(None)) => why = "its journal is gone".into(),
                 Ok(Err(error)) => why = error.to_string(),
                 Err(panicked) => why = panicked.to_string(),
             }
@@ -158,7 +197,7 @@ impl Live {
     }
 
     /// What was put in place is not known. It is either as before or can be finished, and is committed as it is then.
-    async fn after_panic(&self, panicked: JoinError) -> Result<(), Refusal> {
+    async fn after_panic<T>(&self, panicked: JoinError) -> Result<T, Refusal> {
         if is_unfinished(&self.work) {
             self.finish(&RestoreError::local(
                 "restoring",
@@ -171,8 +210,10 @@ impl Live {
         Err(failed(panicked))
     }
 
-    /// Returns when a boot would follow what is in place now.
-    async fn settle(&self, id: CommitId) -> Result<(), Refusal> {
+    /// Has what is in place committed from now on, as a generation that began from it. Returns when a boot would follow that.
+    async fn settle(&self, id: CommitId, head: Head) -> Result<(), Refusal> {
+        let generation = self.history.begin(Ulid::generate(), head.id());
+        self.engine.resume(Some((generation, head)));
         let committed = self.engine.commit_now().await;
         committed.map(drop).map_err(|error| {
             Refusal::Store(format!(
@@ -204,6 +245,14 @@ impl Live {
 struct Ready {
     head: Head,
     staged: Staged,
+}
+
+/// The answer of a restore that the end of everything came into.
+fn stopping(id: CommitId) -> Refusal {
+    Refusal::Unavailable(format!(
+        "the supervisor is shutting down before the gateway was ready on {id}; nothing of that is committed, and the next \
+         boot goes on with the state from before"
+    ))
 }
 
 fn failed(error: impl std::fmt::Display) -> Refusal {

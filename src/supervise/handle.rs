@@ -204,6 +204,11 @@ impl Handle {
         self.0.common.pulse.is_alive()
     }
 
+    /// Whether services are being stopped for good.
+    pub fn is_shutting_down(&self) -> bool {
+        self.0.closing.load(Ordering::Relaxed)
+    }
+
     /// Comes back when a service is in a crash loop that shall end the supervisor (exit code 70).
     pub async fn gave_up(&self) {
         let mut gave_up = self.0.common.gave_up.subscribe();
@@ -346,7 +351,7 @@ impl Handle {
     }
 
     fn refuse_when_closing(&self) -> Result<(), CommandError> {
-        if self.0.closing.load(Ordering::Relaxed) {
+        if self.is_shutting_down() {
             return Err(CommandError::ShuttingDown);
         }
         Ok(())

@@ -2,9 +2,12 @@
 
 use std::{
     fs,
+    io::Read,
+    path::{Path, PathBuf},
     process::{Child, Stdio},
 };
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
@@ -22,14 +25,29 @@ struct Restore(Child);
 impl Restore {
     fn begin(disk: &Disk, id: &str) -> Restore {
         let mut command = disk.command(&["restore", id, "--live"]);
-        Restore(command.stdout(Stdio::null()).spawn().unwrap())
+        let command = command.stdout(Stdio::null()).stderr(Stdio::piped());
+        Restore(command.spawn().unwrap())
     }
 
-    fn finish(mut self, container: &Container) {
+    fn finish(self, container: &Container) {
+        let (code, said) = self.end(container);
+        assert_eq!(code, Some(0), "{said}; {container}");
+    }
+
+    fn fail(self, container: &Container) -> String {
+        let (code, said) = self.end(container);
+        assert_eq!(code, Some(1), "{said}; {container}");
+        said
+    }
+
+    fn end(mut self, container: &Container) -> (Option<i32>, String) {
         let ended = eventually(format_args!("the restore; {container}"), PATIENCE, || {
             self.0.try_wait().unwrap()
         });
-        assert_eq!(ended.code(), Some(0), "{container}");
+        let mut said = String::new();
+        let stderr = self.0.stderr.as_mut().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        (ended.code(), said)
     }
 }
 
@@ -63,10 +81,14 @@ fn until(container: &Container, disk: &Disk, name: &str, state: &str) {
 
 /// A container with that file, once it is ready.
 fn start(disk: &Disk, config: &str) -> Container {
+    start_by(&[], disk, config)
+}
+
+fn start_by(by: &[&str], disk: &Disk, config: &str) -> Container {
     let file = disk.path("moltinit.toml");
     fs::write(&file, config).unwrap();
     let env = [("MOLTINIT_CONFIG", file.to_str().unwrap())];
-    let container = Container::start(disk, &disk.path("store"), &env, &["run"]);
+    let container = Container::start_by(by, disk, &disk.path("store"), &env, &["run"]);
     container.wait_for("/readyz", PATIENCE);
     container
 }
@@ -216,4 +238,141 @@ fn services_of_the_state_begin_anew_on_what_is_restored_and_others_go_on() {
     eventually(format_args!("a longer diary; {container}"), PATIENCE, || {
         (length() > now).then_some(())
     });
+}
+
+/// A gateway that is ready on a note that is good. On another it is up, and neither ready nor given up before it may be.
+fn particular(disk: &Disk) -> String {
+    format!(
+        r#"
+        [[service]]
+        name = "gateway"
+        command = ["sh", "-c", '''
+            grep -q good $HOME/.openclaw/note && exec sleep 100000
+            until [ -e {} ]; do sleep 0.05; done; exit 1''']
+        ready = {{ command = ["sh", "-c", "grep -q good $HOME/.openclaw/note"] }}
+        live = {{ command = ["true"] }}
+        crash_loop = {{ restarts = 2, within = "2m" }}
+        "#,
+        disk.path("may-fail").display()
+    )
+}
+
+/// A live restore to a note that is bad, in place and awaited.
+struct Trial {
+    container: Container,
+    restore: Restore,
+    state: PathBuf,
+}
+
+impl Trial {
+    fn begin(by: &[&str], disk: &Disk) -> Trial {
+        let container = start_by(by, disk, &particular(disk));
+        // It may have another table of mounts than this test.
+        let root = Path::new("/proc").join(container.init.to_string()).join("root");
+        let state = root.join(disk.state().strip_prefix("/").unwrap());
+        let note = state.join("note");
+        fs::write(&note, "bad").unwrap();
+        let bad = snapshot(disk);
+        fs::write(&note, "good").unwrap();
+        fs::write(state.join("precious"), "precious").unwrap();
+        let restore = Restore::begin(disk, &bad);
+        eventually(format_args!("a bad note; {container}"), PATIENCE, || {
+            (fs::read_to_string(&note).is_ok_and(|text| text == "bad")).then_some(())
+        });
+        until(&container, disk, "gateway", "running");
+        // Who asks for a commit is told why there is none.
+        let asked = disk.command(&["snapshot", "now"]).output().unwrap();
+        assert_eq!(asked.status.code(), Some(1), "{asked:?}");
+        let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+        assert!(said.contains("a restore is under way"), "{said}");
+        Trial {
+            container,
+            restore,
+            state,
+        }
+    }
+
+    /// Lets the gateway fail; the state from before is back, and worked on.
+    fn fail(self, disk: &Disk) -> Container {
+        fs::write(disk.path("may-fail"), "").unwrap();
+        let said = self.restore.fail(&self.container);
+        assert!(said.contains("the state from before is back"), "{said}");
+        until(&self.container, disk, "gateway", "ready");
+        assert_before(&self.state);
+        self.container
+    }
+}
+
+fn prepared() -> Disk {
+    let disk = Disk::new();
+    fs::create_dir_all(disk.state()).unwrap();
+    fs::write(disk.state().join("note"), "good").unwrap();
+    disk
+}
+
+fn assert_before(state: &Path) {
+    let read = |name: &str| fs::read_to_string(state.join(name)).unwrap_or_default();
+    assert_eq!([read("note"), read("precious")], ["good", "precious"]);
+}
+
+/// Both on the disk that was left, and in a fresh container.
+fn assert_boots_on_before(disk: &Disk) {
+    for is_lost in [false, true] {
+        if is_lost {
+            fs::remove_dir_all(disk.path("home")).unwrap();
+        }
+        let container = start(disk, &particular(disk));
+        assert_before(&disk.state());
+        container.kill();
+    }
+}
+
+#[test]
+fn a_live_restore_that_does_not_come_up_is_undone_without_the_store() {
+    let disk = prepared();
+    let trial = Trial::begin(&[], &disk);
+    let [store, away] = ["store", "away"].map(|name| disk.path(name));
+    fs::rename(&store, &away).unwrap();
+    let container = trial.fail(&disk);
+    fs::rename(&away, &store).unwrap();
+    container.kill();
+    assert_boots_on_before(&disk);
+}
+
+#[test]
+fn a_live_restore_that_does_not_come_up_is_undone_where_there_is_room_for_two_states() {
+    let disk = Disk::new();
+    let mounted = format!(
+        "mount -t tmpfs -o size=40m none {home} && mkdir {state} && printf good >{state}/note \
+         && head -c 15000000 /dev/urandom >{state}/large && exec \"$0\" \"$@\"",
+        home = disk.path("home").display(),
+        state = disk.state().display(),
+    );
+    let by = ["unshare", "--mount", "--propagation=private", "sh", "-c", &mounted];
+    let container = Trial::begin(&by, &disk).fail(&disk);
+    container.kill();
+    assert_boots_on_before(&disk);
+}
+
+#[test]
+fn a_container_that_is_killed_while_a_live_restore_is_tried_goes_on_with_the_state_from_before() {
+    let disk = prepared();
+    Trial::begin(&[], &disk).container.kill();
+    assert_boots_on_before(&disk);
+}
+
+#[test]
+fn a_container_that_is_stopped_while_a_live_restore_is_tried_goes_on_with_the_state_from_before() {
+    let disk = prepared();
+    let Trial {
+        mut container, restore, ..
+    } = Trial::begin(&[], &disk);
+    container.signal(Signal::SIGTERM);
+    assert!(container.wait(PATIENCE).success(), "{container}");
+    let said = restore.fail(&container);
+    assert!(
+        said.contains("the next boot goes on with the state from before"),
+        "{said}"
+    );
+    assert_boots_on_before(&disk);
 }

@@ -20,6 +20,10 @@ pub enum NotCommitted {
     Failed(Why),
     #[error("not committed in time; the last try: {0}")]
     TooLate(Why),
+    #[error(
+        "not committed: a restore is under way, and nothing is committed before it is known whether its state stays"
+    )]
+    Paused,
     #[error("the snapshot engine has ended")]
     Ended,
 }
@@ -37,7 +41,7 @@ impl NotCommitted {
     pub fn is_for_want_of_the_store(&self) -> bool {
         match self {
             NotCommitted::Failed(why) | NotCommitted::TooLate(why) => why.is_of_store,
-            NotCommitted::Ended => false,
+            NotCommitted::Paused | NotCommitted::Ended => false,
         }
     }
 }
@@ -131,8 +135,8 @@ impl EngineHandle {
         }
     }
 
-    /// Returns when no commit is under way; none is made until [`EngineHandle::resume`]. What changes meanwhile is
-    /// not forgotten.
+    /// Returns when no commit is under way; none is made until [`EngineHandle::resume`], not the last one either, and who
+    /// asks for one is told so. What changes meanwhile is not forgotten.
     pub async fn pause(&self) -> Result<(), NotCommitted> {
         self.ask(Command::Pause).await
     }

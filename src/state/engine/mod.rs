@@ -272,12 +272,16 @@ impl Engine {
                 let changes = self.watch.take();
                 self.add(changes);
             }
+            Command::Commit(reply) if self.paused => {
+                let _ = reply.send(Err(NotCommitted::Paused));
+            }
             Command::Commit(reply) => {
                 self.waiting.push(reply);
                 self.pace.apply(Input::Asked, now);
             }
             Command::Last(last) if self.paused => {
-                // Somebody is replacing the roots; half of that is nothing to commit.
+                // Somebody is replacing the roots; half of that, or what may be taken back, is nothing to commit.
+                tracing::warn!("nothing is committed of a restore that has not been seen to work");
                 let newest = self.newest();
                 self.answer_last(last, Ok(newest))?;
             }
@@ -289,6 +293,9 @@ impl Engine {
             Command::Pause(reply) => {
                 self.paused = true;
                 self.upkeep.pause();
+                for waiting in self.waiting.drain(..) {
+                    let _ = waiting.send(Err(NotCommitted::Paused));
+                }
                 let _ = reply.send(());
             }
             Command::Resume(restored) => {

@@ -4,6 +4,7 @@
 //! directories beside the targets ([`stage`]). Only when all of it is there do the staged trees take the targets' places
 //! ([`Staged::place`]); what was there moves aside, to a dated sibling.
 
+mod back;
 mod disk;
 mod plan;
 mod stage;
@@ -34,6 +35,7 @@ use super::{
     segment::reader::ReadError,
 };
 use crate::{paths, store::mounts};
+pub use back::Back;
 pub use swap::{is_unfinished, resume};
 
 /// Reads, of half a MiB at the most, that may lie in memory before they are unpacked.
@@ -112,7 +114,8 @@ pub fn restore(
     progress: &Progress,
 ) -> Result<Placed, RestoreError> {
     resume(work)?;
-    stage(history, head, targets, progress)?.place(work)
+    let (placed, _) = stage(history, head, targets, progress)?.place(work)?;
+    Ok(placed)
 }
 
 /// Writes the tree of `head` beside `targets`, which stay as they are.
@@ -158,11 +161,19 @@ pub fn stage(
 }
 
 impl Staged {
-    /// Moves what is there aside and this into its place: all of it, or on an error nothing.
-    pub fn place(self, work: &Path) -> Result<Placed, RestoreError> {
-        let aside = swap::swap(self.placed.commit, self.moves, work)?;
+    /// Moves what is there aside and this into its place: all of it, or on an error nothing. Gives the way back, too.
+    pub fn place(self, work: &Path) -> Result<(Placed, Back), RestoreError> {
+        let aside = match swap::swap(self.placed.commit, self.moves.clone(), work) {
+            // Whoever finds the journal needs what is staged.
+            Err(error @ RestoreError::Unfinished(_)) => return Err(error),
+            Err(error) => {
+                self.discard();
+                return Err(error);
+            }
+            Ok(aside) => aside,
+        };
         aside.iter().for_each(|aside| disk::thin(aside));
-        Ok(Placed { aside, ..self.placed })
+        Ok((Placed { aside, ..self.placed }, Back::from(&self.moves)))
     }
 
     /// Takes it away again.

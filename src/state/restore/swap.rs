@@ -16,7 +16,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::RestoreError;
+use super::{Back, RestoreError};
 use crate::state::model::CommitId;
 
 const JOURNAL: &str = "restore.json";
@@ -45,15 +45,15 @@ struct Journal {
     moves: Vec<Move>,
 }
 
-/// Carries out the moves. Returns where present state went to. After an error the targets are as they were, unless it is
-/// [`RestoreError::Unfinished`].
+/// Carries out the moves. Returns where present state went to. After an error everything is as it was, what is staged too,
+/// unless it is [`RestoreError::Unfinished`].
 pub fn swap(commit: Option<CommitId>, moves: Vec<Move>, work: &Path) -> Result<Vec<PathBuf>, RestoreError> {
     let mut journal = Journal {
         commit,
         phase: Phase::Aside,
         moves,
     };
-    journal.write(work).inspect_err(|_| journal.discard())?;
+    journal.write(work)?;
     journal.finish(work).map_err(|error| match journal.phase {
         Phase::Aside if journal.undo(work).is_ok() => error,
         // What is in place already stays there: taken back, it could be taken for what was there before.
@@ -66,9 +66,9 @@ pub fn is_unfinished(work: &Path) -> bool {
     work.join(JOURNAL).exists()
 }
 
-/// Finishes a swap that was cut off, and says which commit is in place now. Boot calls it before anything looks at
-/// the state; where nothing was cut off it does nothing.
-pub fn resume(work: &Path) -> Result<Option<CommitId>, RestoreError> {
+/// Finishes a swap that was cut off, and gives the way back from that. Boot calls it before anything looks at the state;
+/// where nothing was cut off it does nothing.
+pub fn resume(work: &Path) -> Result<Option<Back>, RestoreError> {
     let path = work.join(JOURNAL);
     let text = match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -79,7 +79,7 @@ pub fn resume(work: &Path) -> Result<Option<CommitId>, RestoreError> {
     journal
         .finish(work)
         .map_err(|error| RestoreError::Unfinished(Box::new(error)))?;
-    Ok(journal.commit)
+    Ok(Some(Back::from(&journal.moves)))
 }
 
 impl Journal {
@@ -127,17 +127,7 @@ impl Journal {
             move_tree(&step.aside, &step.target, &[])
                 .map_err(|source| RestoreError::local("bringing back", &step.target, source))?;
         }
-        // Not before the journal is gone: whoever finds it needs what is staged.
-        remove(work)?;
-        self.discard();
-        Ok(())
-    }
-
-    /// Removes what is staged. What is left of it is rubbish, which the next restore clears away.
-    fn discard(&self) {
-        for step in &self.moves {
-            let _ = fs::remove_dir_all(&step.staged);
-        }
+        remove(work)
     }
 }
 

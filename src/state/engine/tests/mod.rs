@@ -439,6 +439,8 @@ fn a_pause_commits_nothing_and_forgets_nothing() {
     live.commit();
     live.runtime.block_on(live.engine.pause()).unwrap();
     live.kit.write("b", "1");
+    let asked = live.runtime.block_on(live.engine.commit_now());
+    assert_eq!(asked, Err(NotCommitted::Paused), "nobody is left waiting");
     assert_eq!(live.objects(), 1);
     live.engine.resume(None);
     live.commit();
