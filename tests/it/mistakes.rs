@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::statvfs::statvfs,
+};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -473,6 +476,52 @@ fn a_write_protected_disk_of_its_own_stops_no_commit() {
         inside(container, &["mount", "--bind", point], &volume.0);
         inside(container, &["mount", "-o", "remount,bind,ro"], &volume.0);
     });
+}
+
+#[test]
+fn what_does_not_fit_beside_what_the_agent_needs_holds_up_nothing_else() {
+    let disk = Disk::new();
+    let volume = Volume::mount(&disk.path("home"), MsFlags::empty(), "size=400m");
+    let data = volume.0.join("data");
+    let (sleep, data) = (r#"["sleep", "100000"]"#, data.to_str().unwrap());
+    let container = with_gateway_and(&disk, &disk.path("store"), sleep, &[("MOLTINIT_DATA_DIR", data)]);
+    container.wait_for("/readyz", PATIENCE);
+    fs::create_dir_all(disk.state()).unwrap();
+    // It never fits, and is there all at once; the other two fit, one at a time.
+    fs::write(volume.0.join("large"), random(140 << 20)).unwrap();
+    fs::rename(volume.0.join("large"), disk.state().join("large")).unwrap();
+    let middle = ["a", "b"].map(|name| (name, random(40 << 20)));
+    for (name, bytes) in &middle {
+        fs::write(disk.state().join(name), bytes).unwrap();
+    }
+    fs::write(disk.state().join("memory"), "precious").unwrap();
+    let lowest = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| commit(&container));
+        let mut lowest = u64::MAX;
+        while !asked.is_finished() {
+            let disk = statvfs(&volume.0).unwrap();
+            lowest = lowest.min(disk.blocks_available() * disk.fragment_size());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        asked.join().unwrap();
+        lowest
+    });
+    assert!(lowest > 90 << 20, "{} MiB were left to the agent", lowest >> 20);
+    let warnings = container.status()["snapshots"]["warnings"].clone();
+    let named = warnings.as_array().unwrap();
+    assert!(
+        named.len() == 1 && named[0].as_str().unwrap().starts_with("state/large: there is no room"),
+        "{warnings}"
+    );
+    container.kill();
+    drop(volume);
+    let second = stand_in(&disk, &disk.path("store"));
+    second.wait_for("/readyz", PATIENCE);
+    assert_eq!(fs::read_to_string(disk.state().join("memory")).unwrap(), "precious");
+    for (name, bytes) in &middle {
+        assert!(fs::read(disk.state().join(name)).unwrap() == *bytes, "{name}");
+    }
+    assert!(!disk.state().join("large").exists());
 }
 
 #[test]

@@ -132,6 +132,7 @@ impl<'a> Databases<'a> {
         // SQLite opens by path. What it opened is what was looked at if that is there before and after.
         let there = || fs::symlink_metadata(&real).is_ok_and(|now| (now.dev(), now.ino()) == stat.inode());
         let users = if is_own(path) { Users::Ourselves } else { Users::Others };
+        let (mark, alone) = (writer.mark(), writer.is_empty());
         let captured = if there() {
             sqlite::capture(&real, users, old, known, writer)
         } else {
@@ -175,6 +176,11 @@ impl<'a> Databases<'a> {
             Ok(_) => {
                 let why = "was replaced while it was captured, and is captured again";
                 notes.trouble(path, Depth::Itself, why.into());
+                Ok(Image::Old)
+            }
+            Err(CaptureError::Segment(error @ SegmentError::NoRoom { .. })) => {
+                writer.roll_back(mark)?;
+                notes.no_room(path, &error, tree.contains_key(path), alone);
                 Ok(Image::Old)
             }
             Err(CaptureError::Segment(error)) => Err(error),

@@ -251,8 +251,14 @@ impl<'a> Entries<'a> {
         let Some((below, rel)) = places.below(path) else {
             return Ok((None, stat));
         };
+        let (mark, alone) = (writer.mark(), writer.is_empty());
         let content = match content::read(below, rel, even_a_database, writer) {
             Ok(content) => content,
+            Err(ReadFailure::Segment(error @ SegmentError::NoRoom { .. })) => {
+                writer.roll_back(mark)?;
+                self.notes.no_room(path, &error, self.older(path).is_some(), alone);
+                return Ok((None, stat));
+            }
             Err(ReadFailure::Segment(error)) => return Err(error),
             // It has become one since the databases were captured.
             Err(ReadFailure::Database) => {

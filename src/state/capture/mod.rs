@@ -143,6 +143,21 @@ impl Notes {
         self.incomplete = true;
     }
 
+    /// It does not fit into this snapshot. What was put before may be all that is in its way, and is not in the next one's:
+    /// without that, it is not to be hoped for that it soon fits.
+    fn no_room(&mut self, path: &[u8], error: &SegmentError, older: bool, alone: bool) {
+        let instead = if older {
+            "an older copy is kept"
+        } else {
+            "it is in no snapshot"
+        };
+        self.update
+            .troubles
+            .push((path.to_vec(), format!("{error}; {instead}")));
+        self.later(path, Depth::Itself);
+        self.incomplete |= !alone;
+    }
+
     /// It is not captured as it is now; only that is not worth a word.
     fn again(&mut self, path: &[u8]) {
         self.later(path, Depth::Itself);

@@ -163,6 +163,7 @@ fn commit(history: &History, copied: Copied, spool: &Path) -> Result<CommitId, L
         let mut changes = Changes::default();
         changes.lost("a backup is taken over");
         let mut writer = SegmentWriter::new(&head, spool, id, history.key())?;
+        writer.take_all_room();
         let captured = capture::capture(&roots, &head, memory, &watch, &mut changes, &mut writer, None)?;
         Ok::<_, SegmentError>((writer, captured))
     };

@@ -12,6 +12,7 @@
 
 pub mod line;
 pub mod reader;
+mod spool;
 pub mod trailer;
 mod writer;
 

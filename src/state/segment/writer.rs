@@ -1,18 +1,12 @@
-//! Building a segment in a local spool, so that the store sees nothing before it is whole. The spool is a file, and
-//! memory where the disk takes none: that it is full or failing is no reason to lose what is on it.
+//! Building a segment in a local spool, so that the store sees nothing before it is whole.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fs::{self, File, OpenOptions},
-    io::{self, BufWriter, ErrorKind, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs::File,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
 };
 
-use nix::sys::{
-    memfd::{MFdFlags, memfd_create},
-    statvfs::fstatvfs,
-};
 use sha2::{Digest, Sha256};
 use zstd::bulk::Compressor;
 
@@ -20,6 +14,7 @@ use super::{
     CHUNK, INFO, Info, MAGIC, MAX_CHUNK, MAX_INFO, MAX_PIECES, MAX_TREE, Source, TREE,
     line::{Encoder, Line, Part, extents_of, reuse},
     purpose,
+    spool::{Mark, Spool, scratch},
     trailer::{Trailer, VERSION},
 };
 use crate::state::{
@@ -31,14 +26,15 @@ use crate::state::{
 
 /// Plain bytes of a block of the tree.
 const BLOCK: usize = 256 << 10;
-/// Bytes of a segment that is put together in memory.
-const MOST_IN_MEMORY: u64 = 32 << 20;
 
 /// Why a segment could not be built. Nothing of it is in the store.
 #[derive(Debug, thiserror::Error)]
 pub enum SegmentError {
     #[error("the spool in {}: {source}; see that the disk has room and can be written", dir.display())]
     Spool { dir: PathBuf, source: io::Error },
+    /// Of one content. Taken back, it leaves the rest as it was.
+    #[error("there is no room to put it together: most of what {} has left is the agent's; make room there", dir.display())]
+    NoRoom { dir: PathBuf },
     #[error("not a tree that can be restored: {0}")]
     Tree(#[from] BadTree),
     /// No reader would take it.
@@ -91,70 +87,6 @@ pub struct SegmentWriter<'a> {
     chunks: HashMap<Hash, Chunk>,
 }
 
-struct Spool {
-    file: BufWriter<File>,
-    /// Bytes that there may be, and what is wrong with the disk if there are to be more.
-    most: u64,
-    beyond: ErrorKind,
-    len: u64,
-    sum: Sha256,
-}
-
-impl Spool {
-    /// In `dir`, or in memory if that is as good as full or cannot be written.
-    fn open(dir: &Path) -> io::Result<Spool> {
-        let on_disk = unlinked(dir).and_then(|file| match room(&file)? {
-            ..MOST_IN_MEMORY => Err(ErrorKind::StorageFull.into()),
-            _ => Ok(file),
-        });
-        let (file, most, beyond) = match on_disk {
-            Ok(file) => (file, u64::MAX, ErrorKind::StorageFull),
-            Err(error) => {
-                let memory = memfd_create("segment", MFdFlags::MFD_CLOEXEC)?;
-                (memory.into(), MOST_IN_MEMORY, error.kind())
-            }
-        };
-        Ok(Spool {
-            file: BufWriter::with_capacity(256 << 10, file),
-            most,
-            beyond,
-            len: 0,
-            sum: Sha256::new(),
-        })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.len + bytes.len() as u64 > self.most {
-            return Err(self.beyond.into());
-        }
-        self.sum.update(bytes);
-        self.len += bytes.len() as u64;
-        self.file.write_all(bytes)
-    }
-}
-
-/// Bytes that its disk has left.
-fn room(file: &File) -> io::Result<u64> {
-    let disk = fstatvfs(file)?;
-    Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
-}
-
-/// A file without a name, that is gone when the process is.
-fn unlinked(dir: &Path) -> io::Result<File> {
-    fs::create_dir_all(dir)?;
-    let path = dir.join(format!("segment-{}", ulid::Ulid::generate()));
-    let open = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path);
-    open.inspect(|_| {
-        // If this fails the file stays behind under its name, and is found and removed by whoever cleans the spool.
-        let _ = fs::remove_file(&path);
-    })
-}
-
 impl<'a> SegmentWriter<'a> {
     /// Starts the segment of commit `id`, to follow `head`, spooled in the directory `spool`.
     pub fn new(
@@ -180,14 +112,30 @@ impl<'a> SegmentWriter<'a> {
         Ok(writer)
     }
 
+    /// Lets it take whatever its disk has, which nobody else uses.
+    pub fn take_all_room(&mut self) {
+        self.out.take_all();
+    }
+
+    /// Nothing has been put.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    pub(in crate::state) fn mark(&self) -> Mark {
+        self.out.mark()
+    }
+
+    /// Takes back what was put since.
+    pub(in crate::state) fn roll_back(&mut self, to: Mark) -> Result<(), SegmentError> {
+        self.chunks.retain(|_, chunk| chunk.at.offset < to.len);
+        self.out.roll_back(to).map_err(|source| self.fail(source))
+    }
+
     /// A file for `len` bytes on their way here, that is gone when it is closed. Where they would take most of the room
     /// that is left there is none: the disk is the agent's.
     pub(in crate::state) fn scratch(&self, len: u64) -> io::Result<File> {
-        let file = unlinked(&self.dir)?;
-        match room(&file)? / 2 {
-            room if room < len => Err(io::ErrorKind::StorageFull.into()),
-            _ => Ok(file),
-        }
+        scratch(&self.dir, len)
     }
 
     /// Whether a chunk is in the store or in this segment, so that it need not be put again.
@@ -214,7 +162,12 @@ impl<'a> SegmentWriter<'a> {
 
     fn store(&mut self, hash: Hash, bytes: &[u8]) -> Result<(), SegmentError> {
         assert!(bytes.len() <= MAX_CHUNK, "a chunk of {} bytes", bytes.len());
-        let (at, len) = self.append(CHUNK, bytes).map_err(|source| self.fail(source))?;
+        let (at, len) = match self.append(CHUNK, bytes) {
+            Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                return Err(SegmentError::NoRoom { dir: self.dir.clone() });
+            }
+            done => done.map_err(|source| self.fail(source))?,
+        };
         let chunk = Chunk {
             hash,
             raw_len: bytes.len() as u32,
@@ -246,6 +199,9 @@ impl<'a> SegmentWriter<'a> {
     /// Compresses, seals and appends; returns where and how long.
     fn append(&mut self, purpose: &[u8], plain: &[u8]) -> io::Result<(u64, u32)> {
         let packed = self.packed(purpose, plain)?;
+        if !self.out.fits(packed.len() as u64)? {
+            return Err(ErrorKind::StorageFull.into());
+        }
         let at = self.out.len;
         self.out.write(&packed)?;
         Ok((at, packed.len() as u32))
@@ -278,10 +234,7 @@ impl<'a> SegmentWriter<'a> {
         self.write_end(&info, tree_at, tree_len)?;
         let SegmentWriter { out, dir, chunks, .. } = self;
         let len = out.len;
-        let file = out.file.into_inner().map_err(|error| SegmentError::Spool {
-            dir,
-            source: error.into_error(),
-        })?;
+        let file = out.finish().map_err(|source| SegmentError::Spool { dir, source })?;
         drop(content);
         Ok(Segment {
             meta,
@@ -399,8 +352,7 @@ impl<'a> SegmentWriter<'a> {
             info_raw: plain.len() as u64,
             body: Hash::from_bytes(self.out.sum.clone().finalize().into()),
         };
-        self.out.write(&trailer.encode(&stored))?;
-        self.out.file.flush()
+        self.out.write(&trailer.encode(&stored))
     }
 }
 
