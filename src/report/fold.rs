@@ -50,6 +50,10 @@ pub fn fold(mut status: Status, event: &Event, now: Timestamp) -> Status {
             status.snapshots.warnings = warnings;
             status.snapshots.pending_paths = paths;
             status.snapshots.pending_since = (paths > 0).then(|| before(now, oldest_ms));
+            if paths == 0 {
+                // Nothing is left to fail for: there was nothing new after all.
+                status.snapshots.failing = None;
+            }
         }
         Event::SnapshotCommitted {
             commit,
@@ -247,6 +251,25 @@ mod tests {
     use ulid::Ulid;
 
     use super::*;
+
+    #[test]
+    fn nothing_fails_when_nothing_is_left_to_be_committed() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut status = Status::new("test", Ulid::nil(), true, now);
+        let pending = |paths| Event::SnapshotPending {
+            paths,
+            oldest_ms: 0,
+            warnings: Vec::new(),
+        };
+        let failed = Event::SnapshotFailed {
+            why: "why".into(),
+            retry_in_ms: 0,
+        };
+        for (event, is_failing) in [(failed, true), (pending(1), true), (pending(0), false)] {
+            status = fold(status, &event, now);
+            assert_eq!(status.snapshots.failing.is_some(), is_failing);
+        }
+    }
 
     #[test]
     fn a_store_that_was_taken_over_stays_so_until_it_is_ours_again() {

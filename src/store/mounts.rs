@@ -18,6 +18,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     pub id: u64,
+    /// Of the file system, whatever is mounted of it and how often.
+    pub device: String,
     pub point: PathBuf,
     pub fstype: String,
     pub source: String,
@@ -27,6 +29,15 @@ impl Mount {
     /// Whether each call is a request to a user-space server, such as s3fs.
     pub fn is_fuse(&self) -> bool {
         self.fstype == "fuse" || self.fstype.starts_with("fuse.")
+    }
+
+    /// Whether a process or another machine has to answer, and may not. What shows a container its own files, or those of
+    /// the machine that it is on, answers as long as the container runs.
+    pub fn is_remote(&self) -> bool {
+        const OWN: [&str; 3] = ["fuse.fuse-overlayfs", "fuse.grpcfuse", "fuse.osxfs"];
+        const NETWORK: [&str; 7] = ["nfs", "nfs4", "cifs", "smb3", "ceph", "afs", "lustre"];
+        let fstype = self.fstype.as_str();
+        self.is_fuse() && !OWN.contains(&fstype) || NETWORK.contains(&fstype)
     }
 }
 
@@ -42,8 +53,10 @@ pub fn covering(path: &Path) -> io::Result<Mount> {
 /// a plain directory to be seen to stay what it was.
 pub fn of(fd: &(impl AsRawFd + AsFd)) -> io::Result<Mount> {
     if !Path::new("/proc/self").exists() {
+        let device = nix::sys::stat::fstat(fd)?.st_dev;
         return Ok(Mount {
-            id: nix::sys::stat::fstat(fd)?.st_dev,
+            id: device,
+            device: device.to_string(),
             point: "/".into(),
             fstype: "unknown".into(),
             source: "an unknown device".into(),
@@ -51,11 +64,16 @@ pub fn of(fd: &(impl AsRawFd + AsFd)) -> io::Result<Mount> {
     }
     let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
     let id = mount_id(&fdinfo).ok_or_else(|| io::Error::other("no mnt_id in /proc/self/fdinfo"))?;
-    // Read as bytes: a mount point somewhere on the machine need not be UTF-8.
-    parse(&fs::read("/proc/self/mountinfo")?)
+    all()?
         .into_iter()
         .find(|mount| mount.id == id)
         .ok_or_else(|| io::Error::other("its mount is detached, or of another namespace"))
+}
+
+/// Every mount there is.
+pub fn all() -> io::Result<Vec<Mount>> {
+    // Read as bytes: a mount point somewhere on the machine need not be UTF-8.
+    Ok(parse(&fs::read("/proc/self/mountinfo")?))
 }
 
 /// Returns when a file system was mounted or unmounted, or after `patience`.
@@ -113,12 +131,14 @@ pub fn parse(mountinfo: &[u8]) -> Vec<Mount> {
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&b| b == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let point = unescape(fields.nth(3)?);
+    let device = String::from_utf8_lossy(fields.nth(1)?).into_owned();
+    let point = unescape(fields.nth(1)?);
     // A varying number of optional fields ends with a lone hyphen.
     fields.find(|&field| field == b"-")?;
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     Some(Mount {
         id,
+        device,
         point: PathBuf::from(OsString::from_vec(point)),
         fstype: text(fields.next()?),
         source: text(fields.next()?),

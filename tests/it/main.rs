@@ -21,6 +21,7 @@ mod live;
 mod memory;
 mod mistakes;
 mod outage;
+mod remote;
 mod script;
 mod services;
 mod skill;

@@ -99,8 +99,9 @@ impl<'a> Entries<'a> {
         let earlier = self.before.memory.left().iter();
         let still = earlier.filter(|(path, _)| !finds.contains_key(*path) && !is_in_none(path));
         self.left.extend(still.map(|(path, stat)| (path.clone(), *stat)));
-        let too_deep = |path| (path, "lies too deep, and is not captured".to_owned());
-        self.notes.update.troubles.extend(refused.into_iter().map(too_deep));
+        // What was known of it is not known to be so when it can be looked at again.
+        self.notes.update.unsure.extend(refused.keys().cloned());
+        self.notes.update.troubles.extend(refused);
         Ok(())
     }
 

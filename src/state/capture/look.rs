@@ -7,7 +7,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::{links, memory::Memory};
+use super::{links, memory::Memory, remote::Remote};
 use crate::state::{
     changes::{Changes, Depth},
     exclude::excluded,
@@ -70,7 +70,7 @@ pub struct Places<'a> {
 }
 
 enum Place {
-    Open(Below),
+    Open(Below, Remote),
     Missing,
     Closed(Unseen),
 }
@@ -79,7 +79,10 @@ impl<'a> Places<'a> {
     fn open(roots: &'a [Root]) -> Places<'a> {
         let open = |root: &'a Root| {
             let place = match Below::open(root) {
-                Ok(below) => Place::Open(below),
+                Ok(mut below) => {
+                    let remote = Remote::below(&mut below).unwrap_or_default();
+                    Place::Open(below, remote)
+                }
                 Err(error) if is_gone(&error) => Place::Missing,
                 Err(error) => Place::Closed(Unseen::of("cannot be opened", &error)),
             };
@@ -87,7 +90,7 @@ impl<'a> Places<'a> {
         };
         let mut roots: BTreeMap<_, _> = roots.iter().map(open).collect();
         let inode = |place: &mut Place| match place {
-            Place::Open(below) => below.stat(b"").ok().map(|stat| stat.inode()),
+            Place::Open(below, _) => below.stat(b"").ok().map(|stat| stat.inode()),
             _ => None,
         };
         let inodes = roots.values_mut().filter_map(inode).collect();
@@ -103,9 +106,20 @@ impl<'a> Places<'a> {
     pub fn below<'p>(&mut self, path: &'p [u8]) -> Option<(&mut Below, &'p [u8])> {
         let (root, rel) = split(path);
         match self.roots.get_mut(root) {
-            Some(Place::Open(below)) => Some((below, rel)),
+            Some(Place::Open(below, _)) => Some((below, rel)),
             _ => None,
         }
+    }
+
+    /// Where what `path` is on is mounted and why that is not entered, if so.
+    fn remote(&self, path: &[u8]) -> Option<(TreePath, String)> {
+        let (root, rel) = split(path);
+        let Some(Place::Open(_, remote)) = self.roots.get(root) else {
+            return None;
+        };
+        let (point, fstype) = remote.at(rel)?;
+        let why = format!("is a mount of another file system ({fstype}), and is not in snapshots");
+        Some((join(root.as_bytes(), point), why))
     }
 
     fn find(&mut self, path: &[u8]) -> Found {
@@ -113,7 +127,7 @@ impl<'a> Places<'a> {
         let below = match self.roots.get_mut(root) {
             None | Some(Place::Missing) => return Found::Gone,
             Some(Place::Closed(why)) => return Found::Unknown(why.clone()),
-            Some(Place::Open(below)) => below,
+            Some(Place::Open(below, _)) => below,
         };
         match below.stat(rel) {
             Ok(stat) if !rel.is_empty() && excluded(root, rel, stat.what == What::Dir).is_some() => Found::Gone,
@@ -148,8 +162,8 @@ pub struct Look<'a> {
     pub left: Vec<TreePath>,
     /// Directories that could not be listed, and why.
     pub unlisted: Vec<(TreePath, Unseen)>,
-    /// What is not captured because of what it is called.
-    pub refused: Vec<TreePath>,
+    /// What is not captured because of where it is, and why.
+    pub refused: BTreeMap<TreePath, String>,
     /// Sockets, pipes and devices passed by.
     pub skipped: u64,
 }
@@ -170,7 +184,7 @@ impl<'a> Look<'a> {
             last: false,
             left: Vec::new(),
             unlisted: Vec::new(),
-            refused: Vec::new(),
+            refused: BTreeMap::new(),
             skipped: 0,
         }
     }
@@ -207,7 +221,12 @@ impl<'a> Look<'a> {
             return;
         }
         if rel.len() > LONGEST || rel.iter().filter(|byte| **byte == b'/').count() >= MOST_LEVELS {
-            self.refused.push(path);
+            self.refused
+                .insert(path, "lies too deep, and is not captured".to_owned());
+            return;
+        }
+        if let Some((point, why)) = self.places.remote(&path) {
+            self.refused.insert(point, why);
             return;
         }
         if let Some(top) = self.unseen_parent(&path) {

@@ -10,6 +10,7 @@ mod entries;
 mod links;
 mod look;
 mod memory;
+mod remote;
 
 use std::collections::{BTreeMap, BTreeSet};
 

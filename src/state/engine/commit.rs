@@ -189,6 +189,7 @@ impl Engine {
     /// directory that is not watched after that had been listed. Whatever is known to be gone before all directories are
     /// listed is gone, or is found. What goes all the time stays until the next commit.
     fn capture(&self, id: CommitId, changes: &mut Changes) -> Result<(SegmentWriter<'_>, Captured), SegmentError> {
+        let _under_way = self.vigil.begin();
         let mut tries = 1;
         let mut known = BTreeSet::new();
         loop {

@@ -10,6 +10,7 @@ mod handle;
 mod rival;
 mod suspicion;
 mod upkeep;
+mod vigil;
 
 use std::{
     io,
@@ -30,6 +31,7 @@ use commit::{FIRST_AGAIN, Failure};
 pub use handle::{Answer, EngineHandle, NotCommitted};
 use handle::{Command, Last, Line, Told};
 use upkeep::Upkeep;
+use vigil::Vigil;
 
 use super::{
     capture::Memory,
@@ -85,6 +87,7 @@ pub fn start(
     };
     let upkeep = Upkeep::start(history.clone(), own, events.clone())?;
     let told = Arc::<Told>::default();
+    let vigil = Vigil::start(vigil::PATIENCE, Arc::clone(&told), events.clone())?;
     let line = Line {
         commands: send.clone(),
         told: Arc::clone(&told),
@@ -92,6 +95,7 @@ pub fn start(
     let engine = Engine {
         settings,
         upkeep,
+        vigil,
         history,
         generation,
         next: None,
@@ -139,6 +143,7 @@ fn watch(wake: &Sender<Command>) -> Watch {
 struct Engine {
     settings: Settings,
     upkeep: Upkeep,
+    vigil: Vigil,
     history: History,
     generation: Generation,
     /// An id that was given out and not used.
