@@ -51,8 +51,8 @@ pub enum ReadFailure {
 /// Times a file is read again that changes while it is read, and how long a writer is given to finish.
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(5);
-/// A growing file longer than this is not read again: logs grow for ever.
-const LONG: u64 = 4 << 20;
+/// A growing file longer than this is not read again at once: logs grow for ever.
+pub const LONG: u64 = 4 << 20;
 
 /// Reads the file at `rel` into chunks, again if it changes meanwhile. A database is read only if it is as good as no
 /// database: bytes that were read one after the other are no image of it.

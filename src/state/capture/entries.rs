@@ -3,14 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io, mem,
+    time::Instant,
 };
 
 use super::{
     Before, Finds, Notes,
-    content::{self, ReadFailure, Steady},
+    content::{self, LONG, ReadFailure, Steady},
     databases::Image,
     links,
     look::{Found, Look, Places, SIDECARS, Unseen, beside},
+    memory::Reading,
 };
 use crate::state::{
     changes::Depth,
@@ -191,6 +193,13 @@ impl<'a> Entries<'a> {
         let unchanged = !self.written.contains(&path)
             && (self.before.memory.stat(&path).is_some_and(|then| then.is_still(&stat))
                 || self.before.has_restored(finds, &path, &stat));
+        if let Some(Kind::File { .. }) = old
+            && !self.images.contains_key(&path)
+            && let Some(read) = self.before.memory.is_read_enough(&path, &stat)
+        {
+            self.notes.rests(&path, read);
+            return Ok(());
+        }
         // What is left in its place says that it is a database.
         let image = self.images.get_mut(&path).map(|image| match image {
             Image::New(_) => mem::replace(image, Image::Old),
@@ -252,7 +261,7 @@ impl<'a> Entries<'a> {
         let Some((below, rel)) = places.below(path) else {
             return Ok((None, stat));
         };
-        let (mark, alone) = (writer.mark(), writer.is_empty());
+        let (mark, alone, began) = (writer.mark(), writer.is_empty(), Instant::now());
         let content = match content::read(below, rel, even_a_database, writer) {
             Ok(content) => content,
             Err(ReadFailure::Segment(error @ SegmentError::NoRoom { .. })) => {
@@ -275,6 +284,10 @@ impl<'a> Entries<'a> {
             len: content.stat.len,
             extents: content.extents,
         };
+        if content.stat.len > LONG && content.steady != Steady::Torn {
+            let reading = Reading::of(&content.stat, began);
+            self.notes.update.readings.push((path.clone(), reading));
+        }
         let older = self
             .older(path)
             .is_some_and(|entry| matches!(entry.kind, Kind::File { .. }));

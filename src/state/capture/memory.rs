@@ -2,7 +2,10 @@
 //!
 //! All of it can be lost without harm: what is not remembered is read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use crate::state::{
     model::{TreePath, below},
@@ -13,12 +16,44 @@ use crate::state::{
 /// A file whatever its names.
 pub type Inode = (u64, u64);
 
+/// The last reading of a long file whose content is in the snapshot.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading {
+    inode: Inode,
+    len: u64,
+    began: Instant,
+    took: Duration,
+}
+
+/// How many times as long as it was read a long file that grows is left alone: a log grows all the time, and what is before
+/// its end has to be read again to know that it is the same.
+const REST: u32 = 9;
+
+impl Reading {
+    /// Of a file that was like `stat`; now it is over.
+    pub fn of(stat: &Stat, began: Instant) -> Reading {
+        Reading {
+            inode: stat.inode(),
+            len: stat.len,
+            began,
+            took: began.elapsed(),
+        }
+    }
+
+    /// Whether a file that is like `stat` at `now`, and has grown since, is left alone.
+    fn is_enough(&self, stat: &Stat, now: Instant) -> bool {
+        let has_grown = stat.inode() == self.inode && stat.len > self.len && stat.links == 1;
+        has_grown && now < self.began + (1 + REST) * self.took
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Memory {
     stats: BTreeMap<TreePath, Stat>,
     /// The names of each file: one that has a single name may get another without a word about the first.
     names: BTreeSet<(Inode, TreePath)>,
     databases: BTreeMap<TreePath, (Inode, sqlite::Known)>,
+    readings: BTreeMap<TreePath, Reading>,
     troubles: BTreeMap<TreePath, String>,
     /// What is there and was not captured.
     left: BTreeMap<TreePath, Stat>,
@@ -36,6 +71,7 @@ pub struct Update {
     /// To be looked at as if never seen.
     pub unsure: Vec<TreePath>,
     pub databases: Vec<(TreePath, Inode, sqlite::Known)>,
+    pub readings: Vec<(TreePath, Reading)>,
     pub no_databases: Vec<TreePath>,
     pub troubles: Vec<(TreePath, String)>,
     /// What is there and was not captured. Each is a trouble.
@@ -62,6 +98,17 @@ impl Memory {
             .get(path)
             .filter(|(known, _)| *known == inode)
             .map(|(_, known)| known)
+    }
+
+    /// When the reading of a file began that is enough for now, although it has grown to what `stat` says since.
+    pub fn is_read_enough(&self, path: &[u8], stat: &Stat) -> Option<Instant> {
+        let reading = self.readings.get(path)?;
+        reading.is_enough(stat, Instant::now()).then_some(reading.began)
+    }
+
+    /// Whatever has grown is read again.
+    pub fn forget_readings(&mut self) {
+        self.readings.clear();
     }
 
     /// Whether it could not be captured as it should be.
@@ -94,6 +141,7 @@ impl Memory {
             let inside: Vec<TreePath> = below(&self.stats, &path)
                 .chain(below(&self.troubles, &path))
                 .chain(below(&self.databases, &path))
+                .chain(below(&self.readings, &path))
                 .cloned()
                 .collect();
             inside.iter().for_each(|path| self.forget(path));
@@ -116,6 +164,7 @@ impl Memory {
             .into_iter()
             .map(|(path, inode, known)| (path, (inode, known)));
         self.databases.extend(databases);
+        self.readings.extend(update.readings);
         self.troubles.extend(update.troubles);
         self.left.extend(update.left);
     }
@@ -138,6 +187,7 @@ impl Memory {
     fn forget(&mut self, path: &[u8]) {
         self.forget_stat(path);
         self.databases.remove(path);
+        self.readings.remove(path);
         self.troubles.remove(path);
         self.left.remove(path);
     }
@@ -161,6 +211,33 @@ fn shown(path: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_grows_rests_for_as_long_as_its_reading_took_times_nine() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(10).unwrap();
+        let (stat, began) = (Stat::of(&file).unwrap(), Instant::now());
+        let stat = Stat { links: 1, ..stat };
+        let second = Duration::from_secs(1);
+        let reading = Reading {
+            took: second,
+            ..Reading::of(&stat, began)
+        };
+        let grown = Stat { len: 11, ..stat };
+        assert!(reading.is_enough(&grown, began + 9 * second));
+        assert!(!reading.is_enough(&grown, began + 10 * second));
+        for other in [
+            Stat { len: 10, ..grown },
+            Stat { len: 9, ..grown },
+            Stat {
+                ino: stat.ino + 1,
+                ..grown
+            },
+            Stat { links: 2, ..grown },
+        ] {
+            assert!(!reading.is_enough(&other, began), "{other:?}");
+        }
+    }
 
     #[test]
     fn what_is_gone_is_forgotten_with_all_that_was_below_it() {

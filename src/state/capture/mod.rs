@@ -12,7 +12,10 @@ mod look;
 mod memory;
 mod remote;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use databases::Databases;
 use entries::Entries;
@@ -90,7 +93,11 @@ pub fn capture(
     let skipped = changes.rescan.is_some().then_some(look.skipped);
     let mut entries = Entries::new(before, databases.images, notes);
     entries.make(look, writer)?;
-    let (delta, notes) = entries.finish(known.filter(|_| watch.blind().is_some()));
+    let (delta, mut notes) = entries.finish(known.filter(|_| watch.blind().is_some()));
+    // What could not be captured is as old as what it was to be captured for; what has grown since it was is not.
+    if notes.incomplete || notes.crowded {
+        notes.again.noticed(changes.since);
+    }
     Ok(Captured {
         delta,
         update: notes.update,
@@ -133,6 +140,8 @@ struct Notes {
     again: Changes,
     incomplete: bool,
     lacking: bool,
+    /// There was no room for something.
+    crowded: bool,
 }
 
 impl Notes {
@@ -156,6 +165,7 @@ impl Notes {
             .troubles
             .push((path.to_vec(), format!("{error}; {instead}")));
         self.later(path, Depth::Itself);
+        self.crowded = true;
         self.incomplete |= !alone;
     }
 
@@ -169,6 +179,12 @@ impl Notes {
     fn still(&mut self, path: &[u8]) {
         self.again.add(path.to_vec(), Depth::Below);
         self.incomplete = true;
+    }
+
+    /// It has grown since it was `read`, and is left alone for a while.
+    fn rests(&mut self, path: &[u8], read: Instant) {
+        self.later(path, Depth::Itself);
+        self.again.noticed(Some(read));
     }
 
     /// It was captured, and has changed since.

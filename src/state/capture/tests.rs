@@ -3,7 +3,8 @@
 mod places;
 
 use std::{
-    fs,
+    fs::{self, OpenOptions},
+    io::Write,
     path::PathBuf,
     thread::sleep,
     time::{Duration, Instant},
@@ -205,4 +206,43 @@ fn a_database_that_cannot_be_read_as_one_is_stored_as_it_is_and_said() {
     assert!(steps.back().join("secret-wal").exists());
     let (_, warnings) = steps.capture(all());
     assert_eq!(warnings.len(), 1, "it stays said");
+}
+
+#[test]
+fn a_long_file_that_grows_is_read_for_a_small_part_of_the_time_and_whenever_that_is_asked_for() {
+    let mut steps = Steps::new();
+    steps.kit.write("log", vec![7; 32 << 20]);
+    steps.capture(all());
+    let mut log = OpenOptions::new()
+        .append(true)
+        .open(steps.kit.live().join("log"))
+        .unwrap();
+    let grown = || {
+        let mut changes = Changes::default();
+        changes.add(b"state/log".to_vec(), Depth::Itself);
+        changes
+    };
+    let captured = |steps: &Steps| match &steps.kit.head.tree()[&b"state/log"[..]].kind {
+        Kind::File { len, .. } => *len,
+        other => panic!("{other:?}"),
+    };
+    let mut readings: Vec<(Instant, Duration)> = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while readings.len() < 3 {
+        log.write_all(b"line\n").unwrap();
+        let (began, before) = (Instant::now(), captured(&steps));
+        assert_eq!(steps.capture(grown()), (false, vec![]));
+        if captured(&steps) != before {
+            readings.push((began, began.elapsed()));
+        }
+        assert!(Instant::now() < deadline, "{readings:?}");
+    }
+    // As often as it is looked at it would be nearly all of the time.
+    let (all, reading) = (readings[2].0 - readings[0].0, readings[0].1 + readings[1].1);
+    assert!(3 * reading < all, "{reading:?} of {all:?}");
+
+    log.write_all(b"the last line\n").unwrap();
+    steps.memory.forget_readings();
+    steps.capture(grown());
+    assert_eq!(captured(&steps), log.metadata().unwrap().len());
 }

@@ -107,6 +107,7 @@ impl Engine {
 
     /// A commit that somebody waits for: a database that was locked for a moment is not left for a later one.
     pub(super) fn commit_all(&mut self, reason: Reason) -> Result<(), Failure> {
+        self.memory.forget_readings();
         self.commit(reason)?;
         for _ in 0..TRIES {
             if !self.incomplete {
@@ -179,7 +180,7 @@ impl Engine {
         self.memory.apply(update);
         self.missing = missing;
         self.incomplete = incomplete;
-        self.look_later(again, changes.since);
+        self.look_later(again);
         self.say_skipped(skipped);
         self.say_blind(began.elapsed());
         Ok(())
@@ -314,11 +315,7 @@ impl Engine {
         }
     }
 
-    /// What could not be captured is as old as what it was to be captured for.
-    fn look_later(&mut self, mut again: Changes, since: Option<Instant>) {
-        if !again.is_empty() {
-            again.noticed(since);
-        }
+    fn look_later(&mut self, again: Changes) {
         self.again.merge(again);
         if self.again.is_empty() {
             self.again_wait = FIRST_AGAIN;

@@ -648,6 +648,30 @@ fn an_engine_that_fails_says_so_and_begins_anew() {
     live.settles();
 }
 
+#[test]
+fn what_is_asked_for_has_the_end_of_a_log_that_grows() {
+    let mut live = Live::start(Kit::new());
+    live.kit.write("log", vec![7; 32 << 20]);
+    live.commit();
+    let path = live.kit.live().join("log");
+    let mut log = fs::OpenOptions::new().append(true).open(path).unwrap();
+    let in_snapshot = |live: &Live| match live.head_tree()[&b"state/log"[..]].kind {
+        Kind::File { len, .. } => len,
+        _ => 0,
+    };
+    for _ in 0..3 {
+        log.write_all(b"line\n").unwrap();
+        live.commit();
+        assert_eq!(in_snapshot(&live), log.metadata().unwrap().len());
+    }
+    // Nobody has to ask, if there is time.
+    log.write_all(b"line\n").unwrap();
+    live.settles();
+    log.write_all(b"the last line\n").unwrap();
+    live.finish();
+    assert_eq!(in_snapshot(&live), log.metadata().unwrap().len());
+}
+
 /// What is said of what is not durable: how many paths, since when in milliseconds, how many warnings.
 fn pending(event: Event) -> Option<(u64, u64, usize)> {
     match event {
