@@ -28,6 +28,8 @@ pub struct Reading {
 /// How many times as long as it was read a long file that grows is left alone: a log grows all the time, and what is before
 /// its end has to be read again to know that it is the same.
 const REST: u32 = 9;
+/// Whatever it takes, so that its end is not long in no snapshot.
+const LONGEST_REST: Duration = Duration::from_secs(30);
 
 impl Reading {
     /// Of a file that was like `stat`; now it is over.
@@ -43,7 +45,7 @@ impl Reading {
     /// Whether a file that is like `stat` at `now`, and has grown since, is left alone.
     fn is_enough(&self, stat: &Stat, now: Instant) -> bool {
         let has_grown = stat.inode() == self.inode && stat.len > self.len && stat.links == 1;
-        has_grown && now < self.began + (1 + REST) * self.took
+        has_grown && now < self.began + self.took + (REST * self.took).min(LONGEST_REST)
     }
 }
 
@@ -226,6 +228,11 @@ mod tests {
         let grown = Stat { len: 11, ..stat };
         assert!(reading.is_enough(&grown, began + 9 * second));
         assert!(!reading.is_enough(&grown, began + 10 * second));
+        let slow = Reading {
+            took: 10 * second,
+            ..reading
+        };
+        assert!(slow.is_enough(&grown, began + 39 * second) && !slow.is_enough(&grown, began + 40 * second));
         for other in [
             Stat { len: 10, ..grown },
             Stat { len: 9, ..grown },
