@@ -38,7 +38,7 @@ pub struct Entries<'a> {
     unseen: bool,
     /// How each database that was looked at came out.
     images: BTreeMap<TreePath, Image>,
-    /// The first name of each file that has several.
+    /// The first name of each file that has several, and is no database.
     leaders: HashMap<(Vec<u8>, (u64, u64)), TreePath>,
     /// What was written to, whatever its times say.
     written: HashSet<TreePath>,
@@ -179,10 +179,16 @@ impl<'a> Entries<'a> {
             self.notes.update.stats.push((path, stat));
             return Ok(());
         }
-        let leader = (split(&path).0.as_bytes().to_vec(), stat.inode());
-        if stat.links > 1
-            && let Some(to) = self.leaders.get(&leader)
-        {
+        // What is left in its place says that it is a database.
+        let image = self.images.get_mut(&path).map(|image| match image {
+            Image::New(_) => mem::replace(image, Image::Old),
+            Image::Old => Image::Old,
+            Image::None => Image::None,
+        });
+        // A log belongs to a name: whatever else its file is called, a database is what it is by this one.
+        let is_database = matches!(image, Some(Image::New(_) | Image::Old));
+        let leader = (stat.links > 1 && !is_database).then(|| (split(&path).0.as_bytes().to_vec(), stat.inode()));
+        if let Some(to) = leader.as_ref().and_then(|leader| self.leaders.get(leader)) {
             let kind = Kind::HardLink { to: to.clone() };
             self.notes.update.stats.push((path.clone(), stat));
             self.set(path, &stat, kind);
@@ -200,12 +206,6 @@ impl<'a> Entries<'a> {
             self.notes.rests(&path, read);
             return Ok(());
         }
-        // What is left in its place says that it is a database.
-        let image = self.images.get_mut(&path).map(|image| match image {
-            Image::New(_) => mem::replace(image, Image::Old),
-            Image::Old => Image::Old,
-            Image::None => Image::None,
-        });
         let (kind, stat) = match image {
             Some(Image::New(kind)) => {
                 self.notes.update.stats.push((path.clone(), stat));
@@ -222,7 +222,7 @@ impl<'a> Entries<'a> {
         };
         let then = self.before.memory.stat(&path).map(Stat::inode);
         let is_kept = matches!(old, Some(Kind::File { .. } | Kind::Sqlite { .. })) && then == Some(looked_at.inode());
-        if looked_at.links > 1 && (kind.is_some() || is_kept) {
+        if let Some(leader) = leader.filter(|_| kind.is_some() || is_kept) {
             self.leaders.insert(leader, path.clone());
         }
         if kind.is_none() || stat.inode() != looked_at.inode() {

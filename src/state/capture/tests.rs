@@ -1,5 +1,6 @@
 //! A capture step by step, with what others do in between.
 
+mod names;
 mod places;
 
 use std::{

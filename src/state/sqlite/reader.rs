@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -70,7 +70,8 @@ impl Question {
 
 impl Reader {
     /// Opens the database for reading: closing a file that was open for writing would look like a change. Only where
-    /// SQLite has to undo what a crash left half-done is it opened for writing, as by whoever would open it next.
+    /// SQLite has to undo what a crash left half-done is it opened for writing, as by whoever would open it next. Not so a
+    /// file with several names: a journal belongs to one of them, and by another its user may have gone on long ago.
     pub fn open(path: &Path, users: Users) -> Result<Reader, CaptureError> {
         let before = wal::Times::of(path);
         let mut reader = Reader::open_for(path, LONGEST)?;
@@ -92,7 +93,7 @@ impl Reader {
     pub(super) fn open_for(path: &Path, longest: Duration) -> Result<Reader, CaptureError> {
         Reader::open_as(path, OpenFlags::SQLITE_OPEN_READ_ONLY, longest).or_else(|error| {
             match error.sqlite_error_code() {
-                Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => {
+                Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) if has_one_name(path) => {
                     Ok(Reader::open_as(path, OpenFlags::SQLITE_OPEN_READ_WRITE, longest)?)
                 }
                 _ => Err(error.into()),
@@ -238,6 +239,10 @@ impl Reader {
     pub fn log_error(&self, error: &io::Error) -> CaptureError {
         CaptureError::Unavailable(format!("{}: {error}", self.log.display()))
     }
+}
+
+fn has_one_name(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|file| file.nlink() == 1)
 }
 
 /// Opens a file, if it is there.

@@ -1,11 +1,11 @@
 //! Any sequence of what can be done to files: every commit restores to what was there.
 
-use std::{fs, os::unix::fs::OpenOptionsExt, path::Path};
+use std::{collections::HashMap, fs, os::unix::fs::OpenOptionsExt, path::Path};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::state::model::Hash;
+use crate::state::{model::Hash, sqlite};
 
 /// Few names, so that acts meet; one sorts between another and what is inside that.
 const NAMES: [&str; 5] = ["a", "a-b", "b", "c\n", "d.sqlite"];
@@ -131,10 +131,20 @@ fn run(live: &Path, act: &Act, n: usize) {
     };
 }
 
-/// Without the times of directories, which change with what is left out and are no reason for a commit, and short
-/// enough to be shown.
+/// Without the times of directories, which change with what is left out and are no reason for a commit, with each name of a
+/// database as a file of its own, which it is in a snapshot, and short enough to be shown.
 fn outline(picture: Picture) -> Vec<(String, Entry, Hash)> {
-    let line = |(path, mut entry, bytes): (Vec<u8>, Entry, Vec<u8>)| {
+    let databases = picture.iter().filter(|(.., bytes)| bytes.starts_with(sqlite::MAGIC));
+    let databases: HashMap<_, _> = databases
+        .cloned()
+        .map(|(path, entry, bytes)| (path, (entry, bytes)))
+        .collect();
+    let line = |(path, mut entry, mut bytes): (Vec<u8>, Entry, Vec<u8>)| {
+        if let Kind::HardLink { to } = &entry.kind
+            && let Some(database) = databases.get(to)
+        {
+            (entry, bytes) = database.clone();
+        }
         if entry.kind == Kind::Dir {
             entry.mtime_ns = 0;
         }
