@@ -105,9 +105,12 @@ impl Engine {
         told
     }
 
-    /// A commit that somebody waits for: a database that was locked for a moment is not left for a later one.
+    /// A commit that somebody waits for, who is told that everything up to now is in. So all is looked at: nobody tells of
+    /// what is written through a memory map or by a name that is gone, nor of what happens where nothing is watched. And a
+    /// database that was locked for a moment is not left for a later one.
     pub(super) fn commit_all(&mut self, reason: Reason) -> Result<(), Failure> {
         self.memory.forget_readings();
+        self.pending.lost("asked for");
         self.commit(reason)?;
         for _ in 0..TRIES {
             if !self.incomplete {
@@ -128,10 +131,6 @@ impl Engine {
         changes.merge(self.watch.take());
         if reason != Reason::Change {
             changes.merge(std::mem::take(&mut self.again));
-            // Who waits for it is told that everything up to now is in.
-            if self.watch.blind().is_some() {
-                changes.lost("some directories cannot be watched");
-            }
         }
         let done = self.commit_changes(reason, &mut changes);
         if let Err(failure) = &done {

@@ -5,6 +5,7 @@ mod databases;
 mod limits;
 mod model;
 mod moves;
+mod untold;
 
 use std::{
     fs,
