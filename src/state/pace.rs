@@ -1,7 +1,8 @@
 //! When to commit: a pure function of what happened and the time.
 //!
 //! A change is committed after [`Settings::quiet`] without another, at most [`Settings::max_delay`] after the first,
-//! at most once per [`Settings::min_gap`], never two at a time, and after a failure with growing patience.
+//! at most once per [`Settings::min_gap`], never two at a time, and after a failure with growing patience, for which the
+//! last one before a stop has no time.
 
 use std::time::{Duration, Instant};
 
@@ -24,9 +25,10 @@ pub enum Input {
     /// A commit began; it takes in everything up to now.
     Started,
     Succeeded,
-    /// What the commit took in is to be committed again. `jitter` is in `0.0..1.0`.
+    /// What the commit took in is to be committed again, without patience if it is the last. `jitter` is in `0.0..1.0`.
     Failed {
         jitter: f64,
+        last: bool,
     },
 }
 
@@ -78,11 +80,12 @@ impl Pace {
                 self.failures = 0;
                 self.not_before = None;
             }
-            Input::Failed { jitter } => {
+            Input::Failed { jitter, last } => {
                 let taken = self.running.take().unwrap_or_default();
                 // Whoever asked is told of the failure; the change itself has waited since it was made.
                 self.waiting.first = taken.first.or(self.waiting.first).or(Some(now));
-                self.not_before = Some(now + backoff(self.failures, jitter));
+                let patience = if last { 0 } else { self.failures };
+                self.not_before = Some(now + backoff(patience, jitter));
                 self.failures = self.failures.saturating_add(1);
             }
         }
@@ -191,7 +194,10 @@ mod tests {
                 let input = if well {
                     Input::Succeeded
                 } else {
-                    Input::Failed { jitter: 0.5 }
+                    Input::Failed {
+                        jitter: 0.5,
+                        last: false,
+                    }
                 };
                 self.pace.apply(input, self.now);
                 self.uncommitted |= self.taken && !well;
@@ -260,5 +266,20 @@ mod tests {
         assert!(waits.windows(2).all(|pair| pair[0] <= pair[1]));
         assert_eq!(*waits.last().unwrap(), LAST_RETRY);
         assert!(backoff(3, 1.0) < backoff(3, 0.0));
+    }
+
+    #[test]
+    fn the_last_commit_is_tried_again_soon_however_often_others_failed() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        let mut fail = |last| {
+            pace.apply(Input::Asked, now);
+            pace.apply(Input::Started, now);
+            pace.apply(Input::Failed { jitter: 0.0, last }, now);
+            pace.retry_in(now)
+        };
+        let many: Vec<Duration> = (0..9).map(|_| fail(false)).collect();
+        assert_eq!(many[8], LAST_RETRY);
+        assert_eq!([fail(true), fail(true)], [FIRST_RETRY; 2]);
+        assert_eq!(fail(false), LAST_RETRY);
     }
 }

@@ -89,7 +89,8 @@ impl Engine {
 
     pub(super) fn failed(&mut self, failure: &Failure) -> Why {
         let now = Instant::now();
-        self.pace.apply(Input::Failed { jitter: rand::random() }, now);
+        let (jitter, last) = (rand::random(), self.finishing.is_some());
+        self.pace.apply(Input::Failed { jitter, last }, now);
         let why = failure.to_string();
         let told = Why {
             text: why.as_str().into(),

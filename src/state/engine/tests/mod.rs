@@ -417,6 +417,35 @@ fn the_last_commit_but_one_is_tried_as_long_and_is_not_the_end() {
     }
 }
 
+#[test]
+fn the_last_commit_is_tried_again_soon_however_long_the_store_was_away() {
+    let mut kit = Kit::new();
+    kit.write("a", "1");
+    let (store, faults) = faulty::store(&kit.path("faulty"));
+    kit.history = History::open(store, "default", None).unwrap();
+    let mut live = Live::start(kit);
+    live.commit();
+    faults.set(Fault::Errno(nix::libc::ENOTCONN));
+    live.kit.write("b", "2");
+    for _ in 0..8 {
+        assert!(live.runtime.block_on(live.engine.commit_now()).is_err());
+    }
+    let engine = live.engine.clone();
+    let finish = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        runtime.unwrap().block_on(engine.finish(Instant::now() + DEADLINE))
+    });
+    // As the first two were, and no other would be without a stop.
+    for _ in 0..5 {
+        let is_soon = |event| matches!(event, Event::SnapshotFailed { retry_in_ms, .. } if retry_in_ms <= 1000);
+        live.event(|event| is_soon(event).then_some(()));
+    }
+    faults.set(Fault::None);
+    let last = finish.join().unwrap().unwrap().unwrap();
+    assert_eq!(last.reason, Reason::Final);
+    assert!(live.head_tree().contains_key(&b"state/b"[..]));
+}
+
 /// It is not the store that is in want of anything.
 #[test]
 fn a_fault_of_our_own_is_not_taken_for_a_missing_store() {
