@@ -10,6 +10,7 @@ use super::{
     Before, Finds, Notes,
     content::{self, LONG, ReadFailure, Steady},
     databases::Image,
+    fit::fit,
     links,
     look::{Found, Look, Places, SIDECARS, Unseen, beside},
     memory::Reading,
@@ -175,7 +176,7 @@ impl<'a> Entries<'a> {
         writer: &mut SegmentWriter,
     ) -> Result<(), SegmentError> {
         if beside(&path).is_some_and(|base| self.will_be_database(finds, base)) {
-            self.remove.extend(self.tree.contains_key(&path).then(|| path.clone()));
+            self.take_out(&path);
             self.notes.update.stats.push((path, stat));
             return Ok(());
         }
@@ -337,10 +338,16 @@ impl<'a> Entries<'a> {
         }
     }
 
+    /// Has no place any more for what is in the tree at `path`, and below it.
+    fn take_out(&mut self, path: &TreePath) {
+        self.remove.extend(self.tree.contains_key(path).then(|| path.clone()));
+        self.remove.extend(below(self.tree, path).cloned());
+    }
+
     fn set(&mut self, path: TreePath, stat: &Stat, kind: Kind) {
         let old = self.tree.get(&path);
         if kind != Kind::Dir && old.is_some_and(|old| old.kind == Kind::Dir) {
-            self.remove.extend(below(self.tree, &path).cloned());
+            self.take_out(&path);
         }
         let Stat {
             mode,
@@ -357,11 +364,11 @@ impl<'a> Entries<'a> {
             kind,
         };
         if matches!(entry.kind, Kind::Sqlite { .. }) {
-            let left = SIDECARS
-                .iter()
-                .map(|end| [&path, *end].concat())
-                .filter(|path| self.tree.contains_key(path));
-            self.remove.extend(left);
+            // Whatever else is called like one is none.
+            let is_file = |entry: &Entry| matches!(entry.kind, Kind::File { .. } | Kind::HardLink { .. });
+            let sidecars = SIDECARS.iter().map(|end| [&path, *end].concat());
+            self.remove
+                .extend(sidecars.filter(|path| self.tree.get(path).is_some_and(is_file)));
         }
         if old != Some(&entry) {
             self.upsert.insert(path, entry);
@@ -405,7 +412,7 @@ impl<'a> Entries<'a> {
         self.notes.update.left = mem::take(&mut self.left);
     }
 
-    pub fn finish(mut self, known: Option<&BTreeSet<TreePath>>) -> (Delta, Notes) {
+    pub fn finish(mut self, known: Option<&BTreeSet<TreePath>>, writer: &SegmentWriter) -> (Delta, Notes) {
         self.keep(known);
         links::settle(self.tree, &mut self.upsert, &mut self.remove);
         self.remove.retain(|path| !self.upsert.contains_key(path));
@@ -421,7 +428,7 @@ impl<'a> Entries<'a> {
             same && matches!(entry.kind, Kind::Dir | Kind::Sqlite { .. })
         };
         let nothing = self.remove.is_empty() && self.upsert.iter().all(incidental);
-        let delta = if nothing {
+        let mut delta = if nothing {
             Delta::default()
         } else {
             Delta {
@@ -429,12 +436,15 @@ impl<'a> Entries<'a> {
                 remove: self.remove.into_iter().collect(),
             }
         };
+        for (path, why) in fit(tree, &mut delta, |delta| writer.check(delta)) {
+            self.notes.has_no_place(&path, why, tree.contains_key(&path));
+        }
         (delta, self.notes)
     }
 }
 
 /// The directories that a path is in, innermost first.
-fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     let slashes = path.iter().enumerate().rev().filter(|(_, byte)| **byte == b'/');
     slashes.map(|(at, _)| &path[..at])
 }

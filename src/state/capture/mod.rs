@@ -7,6 +7,7 @@
 mod content;
 mod databases;
 mod entries;
+mod fit;
 mod links;
 mod look;
 mod memory;
@@ -18,7 +19,7 @@ use std::{
 };
 
 use databases::Databases;
-use entries::Entries;
+use entries::{Entries, parents};
 use look::{Found, Look, SIDECARS};
 pub use memory::{Memory, Update};
 
@@ -93,7 +94,7 @@ pub fn capture(
     let skipped = changes.rescan.is_some().then_some(look.skipped);
     let mut entries = Entries::new(before, databases.images, notes);
     entries.make(look, writer)?;
-    let (delta, mut notes) = entries.finish(known.filter(|_| watch.blind().is_some()));
+    let (delta, mut notes) = entries.finish(known.filter(|_| watch.blind().is_some()), writer);
     // What could not be captured is as old as what it was to be captured for; what has grown since it was is not.
     if notes.incomplete || notes.crowded {
         notes.again.noticed(changes.since);
@@ -167,6 +168,24 @@ impl Notes {
         self.later(path, Depth::Itself);
         self.crowded = true;
         self.incomplete |= !alone;
+    }
+
+    /// It cannot be in the snapshot as it is, by what is known of it and of the directories that it is in.
+    fn has_no_place(&mut self, path: &TreePath, why: &str, is_left: bool) {
+        let kept = if is_left {
+            "an older copy is kept"
+        } else {
+            "it is left out"
+        };
+        self.update.stats.retain(|(other, _)| other != path);
+        self.update.databases.retain(|(other, ..)| other != path);
+        self.update.readings.retain(|(other, _)| other != path);
+        self.update.unsure.extend(parents(path).map(<[u8]>::to_vec));
+        self.trouble(
+            path,
+            Depth::Below,
+            format!("has no place in the snapshot ({why}): {kept}"),
+        );
     }
 
     /// It is not captured as it is now; only that is not worth a word.

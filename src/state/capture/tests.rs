@@ -184,7 +184,7 @@ fn what_has_become_a_database_since_is_not_read_as_a_file() {
     steps.database("db", "delete");
     let mut entries = Entries::new(before, databases.images, notes);
     entries.make(look, &mut writer).unwrap();
-    let (delta, notes) = entries.finish(None);
+    let (delta, notes) = entries.finish(None, &writer);
     assert!(delta.upsert.is_empty() && delta.remove.is_empty(), "{delta:?}");
     assert!(notes.incomplete && notes.again.paths.contains_key(&b"state/db"[..]));
 }

@@ -207,16 +207,24 @@ impl<'a> SegmentWriter<'a> {
         Ok((at, packed.len() as u32))
     }
 
-    /// Ends the segment with the tree that `delta` makes of the head's. Of `meta`, the id, the parent and the
-    /// totals are filled in here.
-    pub fn finish(mut self, mut meta: Meta, delta: Delta) -> Result<Segment, SegmentError> {
+    /// Whether `delta` makes a tree of the head's that can be restored.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, delta: &Delta) -> Result<(), BadTree> {
         let raw_len = |hash: &Hash| {
             self.chunks
                 .get(hash)
                 .or_else(|| self.head.chunk(hash))
                 .map(|chunk| chunk.raw_len)
         };
-        check::delta(self.head.tree(), &delta, &raw_len)?;
+        check::delta(self.head.tree(), delta, &raw_len)
+    }
+
+    /// Ends the segment with the tree that `delta` makes of the head's. Of `meta`, the id, the parent and the
+    /// totals are filled in here.
+    pub fn finish(mut self, mut meta: Meta, delta: Delta) -> Result<Segment, SegmentError> {
+        self.check(&delta)?;
         meta.id = self.id;
         meta.parent = self.head.id();
         (meta.files, meta.bytes) = self.head.totals_after(&delta);

@@ -42,7 +42,7 @@ impl<'a> Capture<'a> {
         let mut writer = self.writer;
         let mut entries = Entries::new(self.before, self.databases.images, self.notes);
         entries.make(self.look, &mut writer).unwrap();
-        let (delta, notes) = entries.finish(known);
+        let (delta, notes) = entries.finish(known, &writer);
         let mut tree = self.before.tree.clone();
         delta.remove.iter().for_each(|path| drop(tree.remove(path)));
         tree.extend(delta.upsert.iter().cloned());
@@ -311,4 +311,42 @@ fn what_takes_the_place_of_a_database_that_has_been_captured_is_captured() {
     assert_eq!(tree[&b"state/a"[..]].kind, steps.kind("state/b"));
     assert_eq!(tree[&b"state/d"[..]].kind, steps.kind("state/c"));
     assert_eq!(tree.len(), 3);
+}
+
+#[test]
+fn what_is_only_called_like_a_sidecar_stays() {
+    let mut steps = Steps::with(&[("a-shm/note", "1"), ("c-shm/note", "1")]);
+    std::os::unix::fs::symlink("elsewhere", steps.kit.live().join("b-shm")).unwrap();
+    let databases = ["a", "b", "c"].map(|name| steps.database(name, "delete"));
+    steps.settle();
+    for db in &databases {
+        db.execute_batch("INSERT INTO t VALUES(1)").unwrap();
+    }
+    // One of them becomes what it is called like.
+    fs::remove_dir_all(steps.kit.live().join("c-shm")).unwrap();
+    steps.kit.write("c-shm", "");
+    steps.watch.take();
+    assert_eq!(steps.capture(all()), (false, vec![]));
+    for path in ["state/a-shm", "state/a-shm/note", "state/b-shm"] {
+        assert!(steps.kit.head.tree().contains_key(path.as_bytes()), "{path}");
+    }
+    assert!(!steps.kit.head.tree().contains_key(&b"state/c-shm"[..]));
+    assert_eq!(["a", "b", "c"].map(|name| rows(steps.back().join(name))), [1; 3]);
+}
+
+#[test]
+fn what_does_not_fit_into_a_snapshot_is_named_and_holds_up_nothing() {
+    let steps = Steps::with(&[("dir/file", "1")]);
+    let roots = roots(&steps.kit);
+    steps.kit.write("other", "1");
+    let mut capture = Capture::new(&steps, &roots);
+    capture.look(&["state/other"]);
+    let dir = *steps.memory.stat(b"state/dir").unwrap();
+    capture.look.found.insert(b"state/none/dir".to_vec(), Found::At(dir));
+    let (tree, notes) = capture.tree(None);
+    assert!(tree.contains_key(&b"state/other"[..]) && !tree.contains_key(&b"state/none/dir"[..]));
+    assert!(notes.incomplete && notes.again.paths.contains_key(&b"state/none/dir"[..]));
+    let (path, why) = &notes.update.troubles[0];
+    assert!(path == b"state/none/dir" && why.ends_with("left out"), "{why}");
+    assert!(notes.update.stats.iter().all(|(path, _)| path != b"state/none/dir"));
 }
