@@ -429,6 +429,13 @@ impl<'a> Entries<'a> {
         };
         let nothing = self.remove.is_empty() && self.upsert.iter().all(incidental);
         let mut delta = if nothing {
+            // The time of a directory goes with the next commit whose look comes by: what is remembered is what it was.
+            let (upsert, memory) = (&self.upsert, self.before.memory);
+            let waits = |path: &TreePath, stat: &Stat| {
+                let is_known = memory.stat(path).is_some_and(|then| then.inode() == stat.inode());
+                stat.what == What::Dir && upsert.contains_key(path) && is_known && !memory.is_troubled(path)
+            };
+            self.notes.update.stats.retain(|(path, stat)| !waits(path, stat));
             Delta::default()
         } else {
             Delta {

@@ -350,3 +350,19 @@ fn what_does_not_fit_into_a_snapshot_is_named_and_holds_up_nothing() {
     assert!(path == b"state/none/dir" && why.ends_with("left out"), "{why}");
     assert!(notes.update.stats.iter().all(|(path, _)| path != b"state/none/dir"));
 }
+
+#[test]
+fn the_time_of_a_directory_waits_for_a_commit_that_is_made_for_something_else() {
+    let mut steps = Steps::with(&[("dir/file", "1")]);
+    let dir = fs::File::open(steps.kit.live().join("dir")).unwrap();
+    let time = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_500_000_000);
+    dir.set_modified(time).unwrap();
+    sleep(Duration::from_millis(100));
+    let times = |steps: &Steps| steps.kit.head.tree()[&b"state/dir"[..]].mtime_ns;
+    let before = times(&steps);
+    steps.capture(all());
+    assert_eq!(times(&steps), before);
+    steps.kit.write("other", "1");
+    steps.capture(all());
+    assert_eq!(times(&steps), 1_500_000_000 * 1_000_000_000);
+}
