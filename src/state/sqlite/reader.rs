@@ -36,6 +36,8 @@ pub struct Reader {
     log: PathBuf,
     /// The file itself. Closed last: that drops the locks of the connection, see [`super`].
     file: Option<File>,
+    /// It is known to be the one that the connection has.
+    is_its_own: bool,
 }
 
 /// What is read in one transaction.
@@ -75,19 +77,22 @@ impl Reader {
     pub fn open(path: &Path, users: Users) -> Result<Reader, CaptureError> {
         let before = wal::Times::of(path);
         let mut reader = Reader::open_for(path, LONGEST)?;
-        reader.file = match users {
-            Users::Others => open(path)?,
-            Users::Ourselves => None,
-        };
-        // The connection has the file that was there between these two looks.
-        if !reader
-            .times()
-            .zip(before)
-            .is_some_and(|(now, before)| now.is_of_same_file(before))
-        {
-            reader.file = None;
+        if let Users::Others = users {
+            reader.hold(open(path)?, before);
         }
         Ok(reader)
+    }
+
+    /// Takes the file for what need not go through SQLite, if it is the one that the connection has: the one that was
+    /// there `before` it was made, and is there now. Whether or not that can be told, it is not closed.
+    pub(super) fn hold(&mut self, file: Option<File>, before: Option<wal::Times>) {
+        self.file = file;
+        let is_its_own = |now: wal::Times| before.is_some_and(|before| now.is_of_same_file(before));
+        self.is_its_own = self
+            .file
+            .as_ref()
+            .and_then(|file| wal::Times::of_open(file, &self.path))
+            .is_some_and(is_its_own);
     }
 
     pub(super) fn open_for(path: &Path, longest: Duration) -> Result<Reader, CaptureError> {
@@ -132,12 +137,13 @@ impl Reader {
             path: path.to_owned(),
             log: log.into(),
             file: None,
+            is_its_own: false,
         })
     }
 
     /// The file itself, for what need not go through SQLite.
     pub fn file(&self) -> Option<&File> {
-        self.file.as_ref()
+        self.file.as_ref().filter(|_| self.is_its_own)
     }
 
     /// Whether there is a log, be it empty.

@@ -83,3 +83,27 @@ fn neither_writers_nor_checkpoints_wait_for_a_capture() {
         );
     }
 }
+
+const LAST: &str = r#"
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA journal_mode=WAL")
+db.execute("CREATE TABLE t(v)")
+print("ready"); sys.stdin.readline()
+db.close()
+print("closed"); sys.stdin.readline()
+"#;
+
+/// Whoever is the last to close a database takes its log away.
+#[test]
+fn a_file_that_is_not_known_to_be_the_databases_costs_it_no_lock() {
+    let snapped = Snapped::new("db");
+    let mut user = python(LAST, &snapped.path, 0);
+    assert_eq!(user.line(), "ready");
+    let mut reader = Reader::open_for(&snapped.path, Duration::from_secs(10)).unwrap();
+    reader.hold(Some(fs::File::open(&snapped.path).unwrap()), None);
+    assert!(reader.file().is_none());
+    user.tell();
+    assert_eq!(user.line(), "closed");
+    assert!(snapped.path.with_file_name("db-wal").exists());
+}
