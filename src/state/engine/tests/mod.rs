@@ -455,8 +455,9 @@ fn a_fault_of_our_own_is_not_taken_for_a_missing_store() {
         gateway: Box::new(|| panic!("at every commit")),
         ..settings(&kit)
     };
-    let live = Live::start_with(kit, settings);
-    let soon = Instant::now() + Duration::from_secs(2);
+    let mut live = Live::start_with(kit, settings);
+    live.event(|event| matches!(event, Event::SnapshotFailed { .. }).then_some(()));
+    let soon = Instant::now() + Duration::from_secs(1);
     let finish = live.runtime.block_on(live.engine.finish(soon)).unwrap_err();
     assert!(!finish.is_for_want_of_the_store(), "{finish:?}");
 }
