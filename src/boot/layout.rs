@@ -2,10 +2,12 @@
 
 use std::{
     ffi::OsStr,
-    fs,
-    os::unix::ffi::OsStrExt,
+    fs, io,
+    os::unix::{ffi::OsStrExt, fs::symlink},
     path::{Path, PathBuf},
 };
+
+use jiff::Timestamp;
 
 use crate::{
     config::Config,
@@ -16,6 +18,7 @@ use crate::{
         head::Head,
         history::History,
         model::{Kind, Tree},
+        restore::ASIDE,
         segment::reader::ReadError,
         walk::Root,
     },
@@ -25,6 +28,10 @@ use crate::{
 const STATE: &str = "state";
 const WORKSPACE: &str = "workspace";
 const OURS: &str = "moltinit";
+
+/// In our own data, where the agent's workspace leads to if that is a link from outside into another root: so the link is in
+/// the snapshot, and a fresh container gets it.
+const LINK: &str = "workspace";
 
 /// The gateway's configuration in a snapshot, and the most bytes of it that are read.
 const CONFIG: &[u8] = b"state/openclaw.json";
@@ -57,7 +64,8 @@ impl Layout {
         if head.tree().contains_key(WORKSPACE.as_bytes()) {
             let config = fetch::file(history, head, CONFIG, MAX_CONFIG)?;
             let path = self.agent.with(config.as_deref());
-            let path = resolve_by(&path, |path| self.link(head.tree(), path));
+            let link = self.link(head.tree(), &resolve(&self.data).join(LINK));
+            let path = link.unwrap_or_else(|| resolve_by(&path, |path| self.link(head.tree(), path)));
             roots.extend(self.root_at(path).ok());
         }
         Ok(roots)
@@ -86,6 +94,9 @@ impl Layout {
                 workspace = now;
             }
             let mut roots = layout.fixed();
+            if let Err(error) = layout.note_link(&workspace) {
+                tracing::warn!(%error, "that the agent's workspace is a link cannot be noted");
+            }
             // By where it leads now: if that changes, other directories have to be watched.
             match layout.root_at(resolve(&workspace)) {
                 Ok(root) => roots.push(root),
@@ -102,6 +113,65 @@ impl Layout {
             let root = |(name, path)| Root { name, path };
             roots.into_iter().map(root).collect()
         }
+    }
+
+    /// Keeps in our data where a workspace that is a link into another root leads to.
+    fn note_link(&self, workspace: &Path) -> io::Result<()> {
+        let (note, leads_to) = (self.data.join(LINK), resolve(workspace));
+        let link = (!self.is_of_a_root(workspace) && self.is_of_a_root(&leads_to)).then_some(leads_to);
+        if fs::read_link(&note).ok() == link {
+            return Ok(());
+        }
+        let _ = fs::remove_file(&note);
+        match link {
+            Some(leads_to) => {
+                fs::create_dir_all(&self.data)?;
+                symlink(leads_to, note)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the workspace lead to where it did when what has been restored was committed. Something else in its place,
+    /// such as an image brings, moves aside.
+    pub fn link_workspace(&self) {
+        let workspace = self.agent.now();
+        let Ok(leads_to) = fs::read_link(self.data.join(LINK)) else {
+            return;
+        };
+        // What is in a snapshot is not to be trusted: nothing else is linked to, and nothing of ours moves.
+        let is_around = matches!(self.root_at(resolve(&workspace)), Err(Part::Around));
+        if resolve(&workspace) == leads_to || !self.is_of_a_root(&leads_to) || is_around {
+            return;
+        }
+        let link = || {
+            if fs::symlink_metadata(&workspace).is_ok() && fs::remove_dir(&workspace).is_err() {
+                let date = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+                let aside = format!("{}{ASIDE}{date}", workspace.display());
+                tracing::warn!(
+                    path = aside,
+                    "what was in the place of the agent's workspace was moved aside"
+                );
+                fs::rename(&workspace, aside)?;
+            }
+            fs::create_dir_all(workspace.parent().unwrap_or(&workspace))?;
+            symlink(&leads_to, &workspace)
+        };
+        match link() {
+            Ok(()) => {
+                tracing::info!(workspace = %workspace.display(), leads_to = %leads_to.display(), "the agent's workspace is a link again")
+            }
+            Err(error) => tracing::error!(
+                %error, workspace = %workspace.display(), leads_to = %leads_to.display(),
+                "the agent's workspace was a link, which cannot be made: what it had is where that led to"
+            ),
+        }
+    }
+
+    /// By name.
+    fn is_of_a_root(&self, path: &Path) -> bool {
+        let mut roots = self.fixed().into_iter();
+        roots.any(|(_, root)| path.starts_with(&root) || path.starts_with(resolve(&root)))
     }
 
     fn fixed(&self) -> Roots {
@@ -149,8 +219,6 @@ enum Part {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
-
     use super::*;
     use crate::config::{Machine, Workspace, load};
 
@@ -167,6 +235,7 @@ mod tests {
             };
             let mut config = load(Some(file), Default::default(), &machine).unwrap();
             config.workspace = workspace.or(config.workspace);
+            config.data_dir = self.0.path().join("data");
             Layout::new(&config)
         }
 
@@ -234,6 +303,8 @@ mod tests {
             let _ = fs::remove_dir(&link).or_else(|_| fs::remove_file(&link));
             symlink(&target, &link).unwrap();
             assert_eq!(workspace(&live()), Vec::from_iter(leads_to));
+            let is_noted = fs::read_link(at("data/workspace")).is_ok_and(|noted| noted == target);
+            assert_eq!(is_noted, target.starts_with(at(".openclaw")));
             let text = fs::read(at(".openclaw/openclaw.json")).unwrap();
             assert_eq!(layout.has_workspace(Some(&text)), leads_to.is_some());
         }

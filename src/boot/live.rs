@@ -55,7 +55,8 @@ impl Live {
     pub async fn restore(&self, id: CommitId) -> Result<(), Refusal> {
         // While the gateway still runs: what cannot be restored is found out before anything is stopped.
         let ready = self.stage(id).await?;
-        self.hold(id).await?;
+        self.hold(&format!("snapshot {id} is being put in the place of its state"))
+            .await?;
         if let Err(error) = self.engine.commit_now().await {
             self.discard(ready).await;
             self.start().await.map_err(failed)?;
@@ -85,7 +86,7 @@ impl Live {
     /// Brings the state from before back, however long that takes; says how it went.
     async fn roll_back(&self, id: CommitId, back: Back, why: &str) -> Refusal {
         tracing::error!(commit = %id, why, "the gateway does not come up on what was restored; the state from before comes back");
-        if let Err(refusal) = self.hold(id).await {
+        if let Err(refusal) = self.hold("the state from before comes back").await {
             return refusal;
         }
         let back = Arc::new(back);
@@ -223,9 +224,8 @@ impl Live {
         })
     }
 
-    async fn hold(&self, id: CommitId) -> Result<(), Refusal> {
-        let why = format!("snapshot {id} is being put in the place of its state");
-        self.services.hold(GATEWAY, &why).await.map_err(failed)
+    async fn hold(&self, why: &str) -> Result<(), Refusal> {
+        self.services.hold(GATEWAY, why).await.map_err(failed)
     }
 
     /// Lets go what is held and waits until the gateway is ready.

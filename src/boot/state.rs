@@ -164,6 +164,7 @@ fn attempt(plan: &Plan, events: &Events, disk_is_live: bool) -> Result<Found, Tr
                 });
             }
             placed.tell();
+            plan.layout.link_workspace();
             events.emit(Event::StateRestored {
                 commit: head.id(),
                 files: placed.files,

@@ -112,6 +112,34 @@ fn a_workspace_that_has_become_a_link_into_the_state_holds_no_boot() {
     }
 }
 
+/// The link is the agent's, and a fresh container has what the image has in its place, or nothing.
+#[test]
+fn a_workspace_that_the_agent_has_moved_into_the_state_is_a_link_in_the_next_container() {
+    let disk = Disk::new();
+    let (link, inside) = (disk.path("home/clawd"), disk.state().join("workspace"));
+    configure(&disk, &link);
+    fs::create_dir(&link).unwrap();
+    fs::write(link.join("MEMORY.md"), "old").unwrap();
+    let container = boot(&disk);
+    commit(&container);
+    fs::rename(&link, &inside).unwrap();
+    symlink(&inside, &link).unwrap();
+    fs::write(link.join("MEMORY.md"), "new").unwrap();
+    commit(&container);
+    container.kill();
+    for has_image in [true, false] {
+        lose(&disk);
+        if has_image {
+            fs::create_dir(&link).unwrap();
+            fs::write(link.join("skill"), "the image's").unwrap();
+        }
+        let container = boot(&disk);
+        assert_eq!(read(&link, "MEMORY.md"), "new", "{container}");
+        assert_eq!(fs::read_link(&link).unwrap(), inside);
+        stop(container);
+    }
+}
+
 /// The other way round: what the state has is only a name, and its end is captured and comes back by itself.
 #[test]
 fn a_workspace_in_the_state_that_is_a_link_out_of_it_is_captured_where_it_leads() {
