@@ -106,13 +106,14 @@ impl Keeper {
         }
     }
 
-    /// Every commit there is, oldest first.
+    /// Every commit that can be restored, oldest first.
     pub async fn snapshots(&self) -> Result<Vec<Meta>, Refusal> {
         let history = self.running()?.history;
         let listed = tokio::task::spawn_blocking(move || history.list()).await;
         let listed = listed.map_err(|error| Refusal::Failed(error.to_string()))?;
         let (listed, _) = listed.map_err(|error| Refusal::Store(error.to_string()))?;
-        Ok(listed.into_iter().map(|listed| listed.meta).collect())
+        let whole = listed.into_iter().filter(|listed| !listed.remnant);
+        Ok(whole.map(|listed| listed.meta).collect())
     }
 
     /// Commits what has changed; the newest commit if nothing has.

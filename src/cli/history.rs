@@ -10,7 +10,12 @@ use super::{failure::Failure, show};
 use crate::{
     boot::store,
     config::Config,
-    state::{history::History, model::CommitId, restore::RestoreError, segment::reader::ReadError},
+    state::{
+        history::History,
+        model::CommitId,
+        restore::RestoreError,
+        segment::{Damage, reader::ReadError},
+    },
 };
 
 // Not a docstring, which would be shown as what the command does:
@@ -64,8 +69,14 @@ pub struct Which {
 pub struct Chosen<T> {
     pub id: CommitId,
     pub made: T,
-    /// What was said of newer ones that could not be used.
-    pub passed: Vec<String>,
+    /// Newer ones that could not be used.
+    pub passed: Vec<Passed>,
+}
+
+pub struct Passed {
+    pub why: String,
+    /// It was never finished.
+    pub torn: bool,
 }
 
 impl Which {
@@ -87,13 +98,13 @@ impl Which {
     }
 
     /// The commit of that id; or else the newest that fits and is not damaged, as far as `make` looks at it, and it is
-    /// said which are passed over.
+    /// said which are passed over. What retention has left of some for others is none.
     pub fn first<T>(
         &self,
         history: &History,
         make: impl Fn(CommitId) -> Result<T, RestoreError>,
     ) -> Result<Chosen<T>, Failure> {
-        let mut passed = Vec::new();
+        let mut passed: Vec<Passed> = Vec::new();
         if self.at.is_none() && self.id != LATEST {
             let id: CommitId = self
                 .id
@@ -110,24 +121,45 @@ impl Which {
             Some(at) => history.until(&all, at)?,
             None => &all,
         };
+        let mut remnants = None;
         for id in fitting.iter().copied() {
+            // Most often what it needs is there, and no other need be looked at.
+            if self.at.is_some() && lacks(history, id, &all)? {
+                if remnants.is_none() {
+                    remnants = Some(history.remnants()?);
+                }
+                if remnants.as_ref().is_some_and(|remnants| remnants.contains(&id)) {
+                    continue;
+                }
+            }
             match make(id) {
                 Ok(made) => {
-                    passed.iter().for_each(|why| show::remark(why));
+                    passed.iter().for_each(|passed| show::remark(&passed.why));
                     return Ok(Chosen { id, made, passed });
                 }
                 Err(RestoreError::Read(error @ ReadError::Damaged { .. })) => {
-                    passed.push(format!("{id} is passed over: {error}"));
+                    let torn = error.damage() == Some(&Damage::Torn);
+                    let why = format!("{id} is passed over: {error}");
+                    passed.push(Passed { why, torn });
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        passed.iter().for_each(|why| show::remark(why));
+        passed.iter().for_each(|passed| show::remark(&passed.why));
         Err(match self.at {
             Some(time) => anyhow!("there is no snapshot from {time} or before; see `moltinit snapshot list`"),
             None => anyhow!("there is no snapshot in {}", history.store().root().display()),
         }
         .into())
+    }
+}
+
+/// Whether something that a commit needs is not among `there`.
+fn lacks(history: &History, id: CommitId, there: &[CommitId]) -> Result<bool, ReadError> {
+    match history.info(id) {
+        Ok((info, _)) => Ok(info.needs().any(|need| !there.contains(&need))),
+        Err(ReadError::Damaged { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

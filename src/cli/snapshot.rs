@@ -8,13 +8,14 @@ use serde_json::json;
 
 use super::{
     failure::Failure,
-    history::{Where, Which},
+    history::{Passed, Where, Which},
     show,
     talk::talk,
 };
 use crate::state::{
     diff::{Change, diff},
-    model::{Entry, Kind, Meta},
+    history::Problem,
+    model::{CommitId, Entry, Kind, Meta},
     prune::Pruner,
     restore::Progress,
     verify::verify,
@@ -112,7 +113,7 @@ fn list(place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
         return Ok(show::json(&json!({ "snapshots": commits, "problems": problems }))?);
     }
     let titles = ["SNAPSHOT", "TIME", "WHY", "FILES", "STATE", "STORED", ""].map(str::to_owned);
-    let rows = commits.iter().map(|commit| {
+    let rows = commits.iter().filter(|commit| !commit.remnant).map(|commit| {
         let meta = &commit.meta;
         let mut remarks = Vec::new();
         if !commit.on_line {
@@ -136,7 +137,13 @@ fn list(place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
     });
     show::table(&[titles].into_iter().chain(rows).collect::<Vec<_>>())?;
     for problem in problems {
-        show::remark(&format!("{} is no snapshot: {}", problem.object, problem.why));
+        show::remark(&no_snapshot(&problem));
+    }
+    let remnants = commits.iter().filter(|commit| commit.remnant).count();
+    if remnants > 0 {
+        show::remark(&format!(
+            "{remnants} older ones are there only for what these need of them"
+        ));
     }
     Ok(())
 }
@@ -169,25 +176,31 @@ fn files(which: &Which, place: Where, json: bool, file: Option<&Path>) -> Result
 
 fn check(which: &Which, all: bool, place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {
     let history = place.open(file)?;
-    let (ids, mut flaws) = if all {
+    let (ids, passed): (Vec<CommitId>, Vec<Passed>) = if all {
         let (commits, problems) = history.list()?;
-        let ids = commits.into_iter().map(|commit| commit.meta.id).collect();
-        (
-            ids,
-            problems
-                .into_iter()
-                .map(|problem| format!("{}: {}", problem.object, problem.why))
-                .collect(),
-        )
+        let whole = commits.into_iter().filter(|commit| !commit.remnant);
+        let passed = problems.iter().map(|problem| Passed {
+            why: no_snapshot(problem),
+            torn: problem.torn,
+        });
+        (whole.map(|commit| commit.meta.id).collect(), passed.collect())
     } else {
         let chosen = which.readable(&history)?;
         (vec![chosen.id], chosen.passed)
     };
+    // What a kill cut off, or is being written right now, was never reported committed.
+    let (unfinished, passed): (Vec<Passed>, Vec<Passed>) = passed.into_iter().partition(|passed| passed.torn);
+    let whys = |passed: Vec<Passed>| passed.into_iter().map(|passed| passed.why).collect::<Vec<String>>();
+    let (unfinished, mut flaws) = (whys(unfinished), whys(passed));
     let found = verify(&history, &ids, &Progress::default())?;
     flaws.extend(found.into_iter().map(|flaw| format!("{}: {}", flaw.id, flaw.why)));
     if json {
-        show::json(&json!({ "checked": ids, "flaws": flaws }))?;
+        show::json(&json!({ "checked": ids, "flaws": flaws, "unfinished": unfinished }))?;
     } else {
+        if all {
+            // Beside a single one they have been said.
+            unfinished.iter().for_each(|why| show::remark(why));
+        }
         for flaw in &flaws {
             show::line(format_args!("{flaw}"))?;
         }
@@ -202,6 +215,10 @@ fn check(which: &Which, all: bool, place: Where, json: bool, file: Option<&Path>
     } else {
         Err(anyhow::anyhow!("not everything could be restored").into())
     }
+}
+
+fn no_snapshot(problem: &Problem) -> String {
+    format!("{} is no snapshot: {}", problem.object, problem.why)
 }
 
 fn prune(place: Where, json: bool, file: Option<&Path>) -> Result<(), Failure> {

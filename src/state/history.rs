@@ -18,6 +18,7 @@ use super::{
     model::{CommitId, Meta, Tree},
     names::{self, BEGUN, PRUNED},
     parallel,
+    retain::{self, Record, Records},
     segment::{Damage, Info, Opened, Segment, reader::ReadError},
     survey::is_recent,
 };
@@ -83,6 +84,8 @@ pub struct Listed {
     pub size: u64,
     /// On the line that a boot follows, not on a branch.
     pub on_line: bool,
+    /// It cannot be restored any more: retention has left no more of it than what others need.
+    pub remnant: bool,
 }
 
 /// An object that is no commit, and why.
@@ -479,6 +482,11 @@ impl History {
 
     /// Every commit, oldest first, and every object that is none.
     pub fn list(&self) -> Result<(Vec<Listed>, Vec<Problem>), ReadError> {
+        self.list_at(Timestamp::now())
+    }
+
+    /// The same, with what retention has left at that time.
+    pub(super) fn list_at(&self, now: Timestamp) -> Result<(Vec<Listed>, Vec<Problem>), ReadError> {
         self.refresh()?;
         let mut ids = Vec::new();
         for generation in self.generations().into_keys() {
@@ -486,8 +494,13 @@ impl History {
         }
         let Infos { read, problems } = self.infos(&ids)?;
         let line = self.line()?;
+        let record =
+            |(info, size): &(Info, u64)| (info.meta.id, Record::new(&info.meta, info.needs().collect(), *size));
+        let records: Records = read.iter().map(record).collect();
+        let remnants = retain::remnants(&records, &ids.into_iter().collect(), &line, now);
         let listed = |(info, size): (Info, u64)| Listed {
             on_line: line.iter().any(|stretch| stretch.contains(info.meta.id)),
+            remnant: remnants.contains(&info.meta.id),
             meta: info.meta,
             size,
         };
@@ -496,6 +509,12 @@ impl History {
         let mut problems: Vec<Problem> = problems.into_iter().map(|(_, problem)| problem).collect();
         problems.sort_by(|a, b| a.object.cmp(&b.object));
         Ok((listed, problems))
+    }
+
+    /// The commits of which retention has left no more than what others need.
+    pub fn remnants(&self) -> Result<BTreeSet<CommitId>, ReadError> {
+        let remnants = self.list()?.0.into_iter().filter(|listed| listed.remnant);
+        Ok(remnants.map(|listed| listed.meta.id).collect())
     }
 }
 

@@ -209,7 +209,9 @@ mod tests {
     use super::*;
     use crate::state::{
         lineage::Generations,
+        restore::Progress,
         tests::kit::{Kit, picture},
+        verify::verify,
     };
 
     fn later(hours: i64) -> Timestamp {
@@ -239,6 +241,23 @@ mod tests {
         assert_eq!(left[0], kit.head.id().unwrap());
         kit.recover_to("back").unwrap();
         assert_eq!(picture(&kit.live()), picture(&kit.path("back")));
+        // What is there only for what others need is not offered, and is no flaw; what is lost is one.
+        let flaws = || -> Vec<CommitId> {
+            let (listed, problems) = history.list_at(later(2)).unwrap();
+            assert_eq!(problems, []);
+            let offered = listed.iter().filter(|listed| !listed.remnant);
+            let offered: Vec<CommitId> = offered.map(|listed| listed.meta.id).collect();
+            assert!((1..listed.len()).contains(&offered.len()), "{offered:?}");
+            let flaws = verify(&history, &offered, &Progress::default()).unwrap();
+            flaws.into_iter().map(|flaw| flaw.id).collect()
+        };
+        assert_eq!(flaws(), []);
+        let newest = history.load(left[0]).unwrap();
+        let needed = newest.objects().keys().find(|object| **object != left[0]);
+        let needed = kit.object_path(*needed.unwrap());
+        fs::rename(&needed, kit.path("aside")).unwrap();
+        assert!(flaws().contains(&left[0]));
+        fs::rename(kit.path("aside"), &needed).unwrap();
         // The first hundred are a directory of their own, which is gone when nothing is left in it.
         assert!(
             !kit.object_path(CommitId { seq: 1, ..left[0] })

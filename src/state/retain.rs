@@ -113,6 +113,17 @@ pub fn kept(records: &Records, line: &[Stretch], now: Timestamp) -> BTreeSet<Com
     kept
 }
 
+/// The commits of which retention has left no more than what others need: an object that they need themselves is not there
+/// any more, and they are none to stay restorable. `there` are all objects by their names, sound or not.
+pub fn remnants(records: &Records, there: &BTreeSet<CommitId>, line: &[Stretch], now: Timestamp) -> BTreeSet<CommitId> {
+    let kept = kept(records, line, now);
+    let lacks = |record: &Record| record.needs.iter().any(|need| !there.contains(need));
+    let left = records
+        .iter()
+        .filter(|(id, record)| !kept.contains(id) && lacks(record));
+    left.map(|(id, _)| *id).collect()
+}
+
 /// Of a line, the last commit with each version of the gateway that another one followed: a newer gateway migrates its
 /// state one way.
 fn before_upgrades<'a>(line: impl Iterator<Item = (&'a CommitId, &'a Record)>) -> Vec<CommitId> {

@@ -1,7 +1,7 @@
 //! Reading everything, to know today whether it could be restored tomorrow.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Mutex, PoisonError, atomic::Ordering},
 };
 
@@ -28,46 +28,50 @@ pub struct Flaw {
 /// that is, against its hash. Chunks that several need are read once. Fails only where the store or the key does.
 pub fn verify(history: &History, ids: &[CommitId], progress: &Progress) -> Result<Vec<Flaw>, ReadError> {
     let mut flaws = BTreeMap::new();
-    let mut users: BTreeMap<(CommitId, u64), (Chunk, BTreeSet<CommitId>)> = BTreeMap::new();
+    let mut chunks = BTreeMap::new();
     for id in ids {
         let read = history
             .opened(*id)
             .and_then(|opened| opened.verify_body())
             .and_then(|()| history.load(*id));
         match read {
-            Ok(head) => head.chunks().for_each(|chunk| {
-                let (_, ids) = users
-                    .entry(fetch::order(chunk))
-                    .or_insert_with(|| (*chunk, BTreeSet::new()));
-                ids.insert(*id);
-            }),
+            Ok(head) => chunks.extend(head.chunks().map(|chunk| (fetch::order(chunk), *chunk))),
             Err(error) => drop(flaws.insert(*id, why(error)?)),
         }
     }
-    let (chunks, users): (Vec<Chunk>, Vec<_>) = users.into_values().unzip();
+    let chunks: Vec<Chunk> = chunks.into_values().collect();
     let raw = |chunks: &[Chunk]| chunks.iter().map(|chunk| u64::from(chunk.raw_len)).sum();
     progress.total.store(raw(&chunks), Ordering::Relaxed);
-    let flaws = Mutex::new(flaws);
+    let bad = Mutex::new(BTreeMap::new());
     parallel::for_each(&fetch::plan(&chunks), || {
         let mut fetcher = Fetcher::new(history);
-        let (chunks, users, flaws) = (&chunks, &users, &flaws);
+        let (chunks, bad) = (&chunks, &bad);
         move |read: &Read| {
-            let range = read.chunks.clone();
-            if damaged(&mut fetcher, &chunks[range.clone()])?.is_some() {
-                // Somewhere in the range: find out which chunks, and who needs those.
-                for n in range.clone() {
-                    let Some(why) = damaged(&mut fetcher, &chunks[n..=n])? else {
-                        continue;
-                    };
-                    let mut flaws = flaws.lock().unwrap_or_else(PoisonError::into_inner);
-                    flaws.extend(users[n].iter().map(|id| (*id, why.clone())));
+            let chunks = &chunks[read.chunks.clone()];
+            if damaged(&mut fetcher, chunks)?.is_some() {
+                // Somewhere among them: find out which.
+                for chunk in chunks {
+                    if let Some(why) = damaged(&mut fetcher, &[*chunk])? {
+                        let mut bad = bad.lock().unwrap_or_else(PoisonError::into_inner);
+                        bad.insert(fetch::order(chunk), why);
+                    }
                 }
             }
-            progress.done.fetch_add(raw(&chunks[range]), Ordering::Relaxed);
+            progress.done.fetch_add(raw(chunks), Ordering::Relaxed);
             Ok::<(), ReadError>(())
         }
     })?;
-    let flaws = flaws.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let bad = bad.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // Who needs what is not kept in mind for all there is, and so looked up again where something is damaged.
+    let unsure = ids.iter().filter(|_| !bad.is_empty());
+    let unsure: Vec<CommitId> = unsure.filter(|id| !flaws.contains_key(*id)).copied().collect();
+    for id in unsure {
+        let flaw = match history.load(id) {
+            Ok(head) => head.chunks().find_map(|chunk| bad.get(&fetch::order(chunk)).cloned()),
+            Err(error) => Some(why(error)?),
+        };
+        flaws.extend(flaw.map(|why| (id, why)));
+    }
     Ok(flaws.into_iter().map(|(id, why)| Flaw { id, why }).collect())
 }
 
@@ -78,7 +82,7 @@ pub fn is_whole(history: &History, head: &Head) -> Result<(), ReadError> {
 }
 
 /// What is wrong with any of some chunks, if anything is.
-fn damaged(fetcher: &mut Fetcher, chunks: &[Chunk]) -> Result<Option<String>, ReadError> {
+pub(super) fn damaged(fetcher: &mut Fetcher, chunks: &[Chunk]) -> Result<Option<String>, ReadError> {
     for read in fetch::plan(chunks) {
         let result = fetcher.fetch(&read, &chunks[read.chunks.clone()], |_, _| Ok::<(), ReadError>(()));
         if let Err(error) = result {

@@ -632,7 +632,11 @@ fn foreign_cut_and_empty_objects_are_passed_over_and_named() {
     forget_later_generations(&store, &cut);
     let (store, to) = (store.to_str().unwrap(), fresh.path("to"));
     let output = moltinit(&fresh, &[], &["snapshot", "verify", "--store", store]);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(
+        output.status.success(),
+        "none of these was ever finished: {}",
+        said(&output)
+    );
     for passed in ["00000098 is passed over", "00000099 is passed over"] {
         assert!(said(&output).contains(passed), "{}", said(&output));
     }

@@ -16,9 +16,15 @@ use super::{
 use crate::{
     neighbour::run,
     state::{
+        model::Delta,
         recover::recover,
         restore::Progress,
-        tests::process::{again, again_with_few_watches},
+        segment::SegmentWriter,
+        tests::{
+            kit::{dir, meta},
+            process::{again, again_with_few_watches},
+        },
+        verify::verify,
     },
 };
 
@@ -98,15 +104,60 @@ fn memory_is_bounded_whatever_the_size_of_the_state() {
         db.execute("INSERT INTO t VALUES(randomblob(1 << 20))", []).unwrap();
     }
     for (name, place) in [("glutton", MUCH), ("restorer", MUCH_STORED)] {
-        let output = run(again(module_path!(), name, place, dir.path()));
-        let said = String::from_utf8(output.stdout).unwrap();
-        let grew = said
-            .lines()
-            .find_map(|line| line.strip_prefix("grew ")?.parse::<u64>().ok());
-        let grew = grew.unwrap_or_else(|| panic!("{said}\n{}", String::from_utf8_lossy(&output.stderr)));
+        let grew = grew(name, place, dir.path());
         assert!(grew < 64 << 20, "the {name} grew by {} MiB", grew >> 20);
     }
     assert_eq!(fs::metadata(dir.path().join("back/large")).unwrap().len(), 150 << 20);
+}
+
+/// By how many bytes the memory of a test in a process of its own has grown, as that says itself.
+fn grew(name: &str, key: &str, place: &Path) -> u64 {
+    let output = run(again(module_path!(), name, key, place));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let grew = said
+        .lines()
+        .find_map(|line| line.strip_prefix("grew ")?.parse::<u64>().ok());
+    grew.unwrap_or_else(|| panic!("{said}\n{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Where many snapshots lie; only set for the process that verifies them.
+const MANY: &str = "MOLTINIT_MANY_SNAPSHOTS";
+const SNAPSHOTS: usize = 40;
+
+/// Verifies one, then all there is, and says by how many bytes its memory grew at most in between.
+#[test]
+fn verifier() {
+    let Ok(place) = std::env::var(MANY) else { return };
+    let history = history(Path::new(&place));
+    let ids = history.restorable().unwrap();
+    assert_eq!(ids.len(), SNAPSHOTS);
+    let [one, all] = [&ids[..1], &ids].map(|ids| {
+        assert_eq!(verify(&history, ids, &Progress::default()).unwrap(), []);
+        memory("VmHWM")
+    });
+    println!("grew {}", all - one);
+}
+
+#[test]
+fn the_memory_of_a_verification_does_not_grow_with_the_number_of_snapshots() {
+    let mut kit = Kit::new();
+    for n in 0..10_000 {
+        kit.write(&format!("files/{n}"), n.to_string());
+    }
+    kit.commit();
+    for mtime_ns in 1..SNAPSHOTS as i64 {
+        let id = kit.generation.next_id();
+        let writer = SegmentWriter::new(&kit.head, &kit.path("spool"), id, None).unwrap();
+        let delta = Delta {
+            upsert: vec![(b"state".to_vec(), Entry { mtime_ns, ..dir() })],
+            remove: Vec::new(),
+        };
+        let segment = writer.finish(meta(id, None, Reason::Change), delta).unwrap();
+        kit.history.commit(&segment).unwrap();
+        kit.head.advance(segment);
+    }
+    let grew = grew("verifier", MANY, &kit.path(""));
+    assert!(grew < 8 << 20, "it grew by {} MiB", grew >> 20);
 }
 
 /// Where more directories lie than can be watched; only set for the process that is to cope.
