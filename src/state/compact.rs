@@ -12,10 +12,11 @@ use std::{
 
 use super::{
     fetch::{self, Fetcher},
-    head::{Head, Holding},
+    head::{Head, Holding, Lost},
     history::History,
-    model::{Chunk, CommitId, Delta, Meta, Reason},
-    segment::{Segment, SegmentError, SegmentWriter, reader::ReadError},
+    model::{Chunk, CommitId, Delta, Hash, Meta, Reason},
+    segment::{Damage, Segment, SegmentError, SegmentWriter, reader::ReadError},
+    verify,
 };
 
 /// Objects in a tier before it is gathered. More of them make a restore read from more objects; fewer have what stays in
@@ -36,6 +37,8 @@ pub enum CompactError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Segment(#[from] SegmentError),
+    #[error("{} objects in the store are damaged or gone; what was in them is put again from the disk", .0.len())]
+    Lost(Lost),
 }
 
 /// The objects whose chunks are to be gathered now; most often none.
@@ -95,14 +98,39 @@ pub fn compact(
         budget = budget.saturating_sub(u64::from(chunk.at.len));
         budget > 0
     });
+    let mut lost = Lost::new();
     for read in fetch::plan(chunks.iter().copied()) {
-        let wanted = chunks[read.chunks.clone()].iter().copied();
-        fetcher.fetch(&read, wanted, |n, plain| {
+        let wanted = &chunks[read.chunks.clone()];
+        let gathered = fetcher.fetch(&read, wanted.iter().copied(), |n, plain| {
             Ok::<_, CompactError>(writer.gather(chunks[n].hash, plain)?)
-        })?;
+        });
+        match gathered {
+            Err(CompactError::Read(ReadError::Damaged { damage, .. })) => {
+                let of_object = lost.entry(read.commit).or_default();
+                match damage {
+                    Damage::Missing => of_object.extend(head.held_by(read.commit)),
+                    _ => of_object.extend(damaged(history, wanted)?),
+                }
+            }
+            gathered => gathered?,
+        }
+    }
+    if !lost.is_empty() {
+        return Err(CompactError::Lost(lost));
     }
     let reason = Reason::Compact;
     Ok(Some(writer.finish(Meta { reason, ..meta }, Delta::default())?))
+}
+
+/// Those of some chunks that are not as they were written.
+fn damaged(history: &History, chunks: &[&Chunk]) -> Result<Vec<Hash>, ReadError> {
+    let mut damaged = Vec::new();
+    for chunk in chunks {
+        if verify::damaged(&mut Fetcher::new(history), &[**chunk])?.is_some() {
+            damaged.push(chunk.hash);
+        }
+    }
+    Ok(damaged)
 }
 
 #[cfg(test)]

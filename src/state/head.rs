@@ -24,7 +24,12 @@ pub struct Head {
     chain: Option<Chain>,
     files: u64,
     bytes: u64,
+    /// What the store has lost of this. The next commit has it again, or does without.
+    lost: Lost,
 }
+
+/// Of each object that is damaged or gone, the chunks of the tree that it does not have any more.
+pub type Lost = BTreeMap<CommitId, BTreeSet<Hash>>;
 
 /// What of an object the tree still uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,6 +97,32 @@ impl Head {
     /// Where a chunk of the tree is.
     pub fn chunk(&self, hash: &Hash) -> Option<&Chunk> {
         self.chunks.get(hash).map(|(chunk, _)| chunk)
+    }
+
+    /// Whether a chunk of the tree is in the store, as far as is known.
+    pub fn has(&self, hash: &Hash) -> bool {
+        let is_lost = |chunk: &Chunk| self.lost.get(&chunk.at.commit).is_some_and(|lost| lost.contains(hash));
+        self.chunk(hash).is_some_and(|chunk| !is_lost(chunk))
+    }
+
+    /// The chunks of the tree that are in an object.
+    pub fn held_by(&self, object: CommitId) -> BTreeSet<Hash> {
+        let held = self.chunks().filter(|chunk| chunk.at.commit == object);
+        held.map(|chunk| chunk.hash).collect()
+    }
+
+    /// What the store was found to have lost: the head cannot be restored, nor what follows it, until a commit has been
+    /// made that does not need this.
+    pub fn lose(&mut self, lost: Lost) {
+        // Nothing is to lean on an object that is not as it was.
+        self.chain.take_if(|chain| lost.contains_key(&chain.checkpoint));
+        for (object, chunks) in lost {
+            self.lost.entry(object).or_default().extend(chunks);
+        }
+    }
+
+    pub fn lost(&self) -> &Lost {
+        &self.lost
     }
 
     /// Every chunk of the tree, once.
@@ -200,6 +231,7 @@ impl Head {
             }
         }
         self.id = Some(meta.id);
+        self.lost.clear();
     }
 
     fn count(&mut self, entry: &Entry, new: &HashMap<Hash, Chunk>, sizes: &HashMap<CommitId, u64>) {

@@ -125,7 +125,9 @@ impl<'a> Databases<'a> {
             return Ok(Image::Old);
         };
         let old = match tree.get(path).map(|entry| &entry.kind) {
-            Some(Kind::Sqlite { page_size, extents, .. }) => Some((*page_size, extents.as_slice())),
+            Some(Kind::Sqlite { page_size, extents, .. }) if writer.has(extents) => {
+                Some((*page_size, extents.as_slice()))
+            }
             _ => None,
         };
         let known = memory.database(path, stat.inode());

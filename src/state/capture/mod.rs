@@ -10,6 +10,7 @@ mod entries;
 mod fit;
 mod links;
 mod look;
+mod lost;
 mod memory;
 mod remote;
 
@@ -94,7 +95,8 @@ pub fn capture(
     let skipped = changes.rescan.is_some().then_some(look.skipped);
     let mut entries = Entries::new(before, databases.images, notes);
     entries.make(look, writer)?;
-    let (delta, mut notes) = entries.finish(known.filter(|_| watch.blind().is_some()), writer);
+    let (mut delta, mut notes) = entries.finish(known.filter(|_| watch.blind().is_some()), writer);
+    lost::leave_out(head, writer, &mut delta, &mut notes);
     // What could not be captured is as old as what it was to be captured for; what has grown since it was is not.
     if notes.incomplete || notes.crowded {
         notes.again.noticed(changes.since);

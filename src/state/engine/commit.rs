@@ -15,6 +15,7 @@ use crate::{
         capture::{self, Captured},
         changes::Changes,
         compact::{self, CompactError, compact},
+        head::Lost,
         model::{CommitId, Meta, Reason, TreePath},
         pace::{Input, Step},
         prune::Own,
@@ -76,7 +77,32 @@ impl Engine {
 
     /// What the newest commit does not have as it is now, a line each.
     pub(super) fn warnings(&self) -> Vec<String> {
-        self.memory.warnings(&capture::Update::default())
+        self.warnings_with(&capture::Update::default())
+    }
+
+    /// The same, with what `update` is about to say.
+    fn warnings_with(&self, update: &capture::Update) -> Vec<String> {
+        let lost = self.head.lost();
+        let lost = lost.keys().next().map(|first| {
+            let (objects, chunks) = (lost.len(), lost.values().map(BTreeSet::len).sum::<usize>());
+            format!(
+                "the store has lost {chunks} chunks in {objects} objects ({first} is the first); snapshots that need \
+                 them cannot be restored, and the next one has them again from the disk"
+            )
+        });
+        lost.into_iter().chain(self.memory.warnings(update)).collect()
+    }
+
+    /// What the store has lost is put again from the disk, by a commit that looks at everything.
+    pub(super) fn lose(&mut self, lost: Lost) {
+        if lost.is_empty() {
+            return;
+        }
+        self.head.lose(lost);
+        self.memory.distrust();
+        self.tidy_at = None;
+        self.look_at_all("the store has lost something");
+        self.say_pending();
     }
 
     pub(super) fn recovered(&mut self) {
@@ -161,12 +187,12 @@ impl Engine {
             skipped,
             ..
         } = captured;
-        if delta.upsert.is_empty() && delta.remove.is_empty() && !self.branched {
+        if delta.upsert.is_empty() && delta.remove.is_empty() && !self.branched && self.head.lost().is_empty() {
             self.next = Some(id);
         } else {
             let before = self.head.totals();
             let suspicious = suspicion::suspicious(before, self.head.totals_after(&delta));
-            let warnings = self.memory.warnings(&update);
+            let warnings = self.warnings_with(&update);
             let meta = Meta {
                 id,
                 suspicious,
@@ -286,6 +312,9 @@ impl Engine {
         if let Err(error) = self.compact() {
             tracing::warn!(%error, "the store could not be tidied; tried again later");
             self.tidy_at = Some(Instant::now() + TIDY_RETRY);
+            if let CompactError::Lost(lost) = error {
+                self.lose(lost);
+            }
         }
     }
 

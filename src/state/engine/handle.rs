@@ -11,7 +11,11 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::state::{head::Head, history::Generation, model::Meta};
+use crate::state::{
+    head::Head,
+    history::Generation,
+    model::{CommitId, Meta},
+};
 
 /// What was asked for has not been committed. It is tried again by itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +60,8 @@ pub(super) enum Command {
     Last(Last),
     Pause(oneshot::Sender<()>),
     Resume(Option<Box<(Generation, Head)>>),
+    /// Objects were found not to be in the store any more, or not as they were written.
+    Broken(Vec<CommitId>),
     Stop,
 }
 

@@ -85,7 +85,7 @@ pub fn start(
         generation: generation.id(),
         needs: head.needs(),
     };
-    let upkeep = Upkeep::start(history.clone(), own, events.clone())?;
+    let upkeep = Upkeep::start(history.clone(), own, events.clone(), send.clone())?;
     let told = Arc::<Told>::default();
     let vigil = Vigil::start(vigil::PATIENCE, Arc::clone(&told), events.clone())?;
     let line = Line {
@@ -314,6 +314,11 @@ impl Engine {
                 }
                 self.upkeep.begun(self.own());
                 self.look_at_all("resumed");
+            }
+            Command::Broken(objects) => {
+                let needed = self.head.needs();
+                let broken = objects.into_iter().filter(|object| needed.contains(object));
+                self.lose(broken.map(|object| (object, self.head.held_by(object))).collect());
             }
             Command::Stop => return ControlFlow::Break(()),
         }

@@ -13,7 +13,7 @@ use std::{
 use jiff::Timestamp;
 use ulid::Ulid;
 
-use super::{clock::Clock, rival::Rival};
+use super::{clock::Clock, handle::Command, rival::Rival};
 use crate::{
     event::{Event, Events, millis},
     state::{
@@ -31,6 +31,9 @@ const EVERY: Duration = Duration::from_secs(600);
 /// listings. Who commits nothing has nobody to look for.
 const FIRST_LOOK: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(600);
+/// From one look at whether the store still has what the next commit needs to the next. The first is with that at who else
+/// writes.
+const INSPECT: Duration = Duration::from_secs(12 * 3600);
 
 /// What the engine tells.
 enum News {
@@ -52,7 +55,7 @@ pub struct Upkeep {
 impl Upkeep {
     /// # Errors
     /// When there is no thread to be had.
-    pub fn start(history: History, own: Own, events: Events) -> io::Result<Upkeep> {
+    pub fn start(history: History, own: Own, events: Events, engine: Sender<Command>) -> io::Result<Upkeep> {
         let (send, news) = mpsc::channel();
         let keeper = Keeper::new(history, own, events);
         let upkeep = Upkeep {
@@ -62,7 +65,7 @@ impl Upkeep {
         };
         std::thread::Builder::new()
             .name("state-upkeep".into())
-            .spawn(move || keeper.run(&news))?;
+            .spawn(move || keeper.run(&news, &engine))?;
         Ok(upkeep)
     }
 
@@ -141,11 +144,12 @@ impl Keeper {
         }
     }
 
-    fn run(mut self, news: &Receiver<News>) {
+    fn run(mut self, news: &Receiver<News>, engine: &Sender<Command>) {
         let mut prune_at = Instant::now() + EVERY;
         let mut look_at = Some(Instant::now() + FIRST_LOOK);
+        let mut inspect_at = Instant::now() + FIRST_LOOK;
         loop {
-            let due = look_at.map_or(prune_at, |at| at.min(prune_at));
+            let due = look_at.map_or(prune_at, |at| at.min(prune_at)).min(inspect_at);
             match news.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(News::Committed(id, record)) => {
                     self.committed = Some(id.generation);
@@ -164,6 +168,9 @@ impl Keeper {
                         && let Err(error) = self.look(now)
                     {
                         tracing::debug!(%error, "who else writes to the store is not known; looked again later");
+                    }
+                    if inspect_at <= now {
+                        inspect_at = Instant::now() + self.inspect(engine);
                     }
                     if prune_at <= now {
                         self.prune(Timestamp::now(), now);
@@ -198,6 +205,31 @@ impl Keeper {
         self.rival = Some((rival, known.map_or(now, |(_, since)| since)));
         self.rival_ended.store(rival.is_silent(now), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Tells the engine which objects of those that it needs are gone or damaged, by their ends. Returns until when it is
+    /// not looked at again.
+    fn inspect(&self, engine: &Sender<Command>) -> Duration {
+        let needs = self.writing.get().map(|own| Vec::from_iter(own.needs));
+        match self.history.infos(&needs.unwrap_or_default()) {
+            Ok(found) => {
+                let broken: Vec<CommitId> = found.problems.iter().map(|(id, _)| *id).collect();
+                for (_, problem) in found.problems {
+                    tracing::warn!(
+                        object = problem.object,
+                        why = problem.why,
+                        "the store has lost what snapshots need"
+                    );
+                }
+                // Without an engine nothing is needed.
+                let _ = engine.send(Command::Broken(broken));
+                INSPECT
+            }
+            Err(error) => {
+                tracing::debug!(%error, "whether the store has what is needed is not known; looked again later");
+                LOOK
+            }
+        }
     }
 
     fn begun(&mut self) {
@@ -307,6 +339,27 @@ mod tests {
         assert_eq!(by, newer.generation.id().to_string());
         assert!(why.contains(&id.to_string()), "{why}");
         assert!(said.try_recv().is_err());
+    }
+
+    #[test]
+    fn what_is_needed_and_gone_or_cut_short_is_told() {
+        let mut kit = Kit::new();
+        let [whole, cut, gone] = ["1", "2", "3"].map(|name| {
+            kit.write(name, name);
+            kit.commit()
+        });
+        std::fs::write(kit.object_path(cut), "").unwrap();
+        std::fs::remove_file(kit.object_path(gone)).unwrap();
+        let (events, _) = Events::channel();
+        let (engine, told) = mpsc::channel();
+        let keeper = Keeper::new(kit.history.clone(), own(&kit), events);
+        assert_eq!(keeper.inspect(&engine), INSPECT);
+        let Ok(Command::Broken(mut broken)) = told.try_recv() else {
+            panic!("nothing told")
+        };
+        broken.sort();
+        assert!(kit.head.needs().contains(&whole));
+        assert_eq!(broken, [cut, gone]);
     }
 
     #[test]

@@ -140,7 +140,15 @@ impl<'a> SegmentWriter<'a> {
 
     /// Whether a chunk is in the store or in this segment, so that it need not be put again.
     pub fn contains(&self, hash: &Hash) -> bool {
-        self.chunks.contains_key(hash) || self.head.chunk(hash).is_some()
+        self.chunks.contains_key(hash) || self.head.has(hash)
+    }
+
+    /// Whether every chunk of a content is.
+    pub(in crate::state) fn has(&self, extents: &[Extent]) -> bool {
+        extents.iter().all(|extent| match extent {
+            Extent::Data { chunk, .. } => self.contains(chunk),
+            Extent::Hole { .. } => true,
+        })
     }
 
     /// Adds a chunk of at most [`MAX_CHUNK`] bytes, unless it is known already.
@@ -285,7 +293,7 @@ impl<'a> SegmentWriter<'a> {
             let stay = self
                 .head
                 .chunks()
-                .filter(|chunk| !self.chunks.contains_key(&chunk.hash));
+                .filter(|chunk| !self.chunks.contains_key(&chunk.hash) && self.head.has(&chunk.hash));
             sources.extend(stay.map(|chunk| chunk.at.commit));
         }
         sources.remove(&self.id);

@@ -1,6 +1,7 @@
 //! The engine on real directories, real databases and a store that fails.
 
 mod campaign;
+mod damage;
 mod databases;
 mod limits;
 mod model;
