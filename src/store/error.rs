@@ -11,7 +11,7 @@ pub enum StoreError {
         path: PathBuf,
         after: Duration,
     },
-    #[error("{what} {path}: not tried, {stuck} earlier calls are still stuck in the store; unmount and mount it again", path = path.display())]
+    #[error("{what} {path}: not tried, {stuck} earlier calls are still stuck in the store; end its s3fs, unmount it and mount it again", path = path.display())]
     Stuck {
         what: &'static str,
         path: PathBuf,

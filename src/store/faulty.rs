@@ -14,7 +14,7 @@ use super::{Backend, Expect, Item, Patience, Store, StoreError, directory::Direc
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     None,
-    /// Blocks until the fault is another one.
+    /// Blocks until the fault is another one. Where the store is, the kernel knows without asking its server.
     Hang,
     /// Fails with this errno.
     Errno(i32),
@@ -38,7 +38,9 @@ impl Faults {
         let fault = self
             .0
             .1
-            .wait_while(self.0.0.lock().unwrap(), |fault| *fault == Fault::Hang)
+            .wait_while(self.0.0.lock().unwrap(), |fault| {
+                *fault == Fault::Hang && what != "checking"
+            })
             .unwrap();
         let fails = |errno| {
             Err(StoreError::from_io(

@@ -88,6 +88,7 @@ pub struct Store {
     patience: Patience,
     backend: Arc<dyn Backend>,
     pool: Arc<Pool>,
+    mounts: Arc<mounts::Table>,
 }
 
 impl Store {
@@ -102,6 +103,7 @@ impl Store {
             patience,
             backend: Arc::new(backend),
             pool: Arc::new(Pool::new(THREADS)),
+            mounts: Arc::new(mounts::Table::open()),
         }
     }
 
@@ -179,6 +181,7 @@ impl Store {
         let backend = Arc::clone(&self.backend);
         let owned = name.to_owned();
         let path = || self.root.join(name);
+        self.pool.look_at_mounts(self.mounts.changes());
         match self.pool.call(after, move || job(&*backend, &owned)) {
             Ok(answer) => answer,
             Err(NoAnswer::TimedOut) => Err(StoreError::TimedOut {

@@ -2,8 +2,9 @@
 //!
 //! A call to a hung mount blocks in the kernel and cannot be killed. So each call is a job with a deadline: when
 //! that passes the caller gives the job up, its thread counts as lost until the call returns after all, and a
-//! fresh thread takes the next job. Lost threads are few: beyond [`MAX_LOST`] one more is risked each
-//! [`RISK_EVERY`], so that a store that came back is noticed though old calls never return.
+//! fresh thread takes the next job. Lost threads are few: beyond [`MAX_LOST`] one more is risked now and then, ever more
+//! seldom, so that a store that came back is noticed though old calls do not return; beyond [`MOST_LOST`] none is until
+//! one of them does. What was lost before the mounts changed counts for nothing: another may be in the store's place.
 
 use std::{
     collections::VecDeque,
@@ -14,7 +15,9 @@ use std::{
 };
 
 const MAX_LOST: usize = 8;
-const RISK_EVERY: Duration = Duration::from_secs(60);
+const MOST_LOST: usize = 16;
+/// Until the second risk; doubles from one to the next.
+const FIRST_RISK: Duration = Duration::from_secs(60);
 
 /// Why a job gave no answer.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,8 +52,17 @@ struct Queue {
     alive: usize,
     /// Jobs given up while they ran, each holding its thread.
     lost: Vec<u64>,
-    last_risk: Option<Instant>,
+    /// Of these, how many were before the mounts changed.
+    written_off: usize,
+    mount_changes: u64,
+    risk: Option<Risk>,
     closed: bool,
+}
+
+/// When one more thread may be risked, and how long it is then to the next.
+struct Risk {
+    at: Instant,
+    pause: Duration,
 }
 
 impl Shared {
@@ -103,6 +115,11 @@ impl Pool {
         self.shared.wake.notify_one();
     }
 
+    /// How often the mounts have changed.
+    pub fn look_at_mounts(&self, changes: u64) {
+        self.shared.lock().look_at_mounts(changes);
+    }
+
     /// Calls that were given up and have not returned yet.
     pub fn stuck(&self) -> usize {
         self.shared.lock().lost.len()
@@ -146,15 +163,25 @@ impl Queue {
         self.next
     }
 
+    fn look_at_mounts(&mut self, changes: u64) {
+        if self.mount_changes != changes {
+            (self.mount_changes, self.written_off, self.risk) = (changes, self.lost.len(), None);
+        }
+    }
+
     fn may_risk(&mut self, now: Instant) -> bool {
-        if self.lost.len() < MAX_LOST {
-            return true;
+        match (self.lost.len() - self.written_off, &self.risk) {
+            (..MAX_LOST, _) => return true,
+            (MOST_LOST.., _) => return false,
+            (_, Some(risk)) if now < risk.at => return false,
+            _ => {}
         }
-        let due = self.last_risk.is_none_or(|last| now.duration_since(last) >= RISK_EVERY);
-        if due {
-            self.last_risk = Some(now);
-        }
-        due
+        let pause = self.risk.take().map_or(FIRST_RISK, |risk| risk.pause);
+        self.risk = Some(Risk {
+            at: now + pause,
+            pause: 2 * pause,
+        });
+        true
     }
 }
 
@@ -177,6 +204,8 @@ fn work(shared: &Shared) {
             queue.running.retain(|running| *running != id);
             if let Some(at) = queue.lost.iter().position(|lost| *lost == id) {
                 queue.lost.swap_remove(at);
+                queue.written_off = queue.written_off.min(queue.lost.len());
+                queue.risk = None;
                 if queue.alive >= shared.size {
                     return;
                 }
@@ -244,6 +273,23 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(pool.call(LONG, || 9), Ok(9));
+    }
+
+    #[test]
+    fn threads_are_risked_ever_more_seldom_and_not_without_end() {
+        let (mut queue, began) = (Queue::default(), Instant::now());
+        let mut minutes = Vec::new();
+        for minute in 0..30 * 24 * 60 {
+            while queue.may_risk(began + Duration::from_secs(60 * minute)) {
+                queue.lost.push(0);
+                minutes.push(minute);
+            }
+        }
+        assert_eq!(minutes[..MAX_LOST], [0; MAX_LOST]);
+        assert_eq!(minutes[MAX_LOST..], [0, 1, 3, 7, 15, 31, 63, 127]);
+        assert_eq!(queue.lost.len(), MOST_LOST);
+        queue.look_at_mounts(1);
+        assert!(queue.may_risk(began));
     }
 
     #[test]

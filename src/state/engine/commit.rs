@@ -153,6 +153,10 @@ impl Engine {
         if self.away.is_some() {
             // Reading everything again is for nothing as long as there is nowhere to put it.
             self.history.store().check()?;
+            if self.history.store().stuck() > 0 {
+                // A mount that hangs is where it has to be. It is given no more before it answers.
+                self.history.refresh()?;
+            }
         }
         let mut changes = std::mem::take(&mut self.pending);
         changes.merge(self.watch.take());

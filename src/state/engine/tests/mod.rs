@@ -387,6 +387,37 @@ fn the_last_commit_is_tried_until_its_deadline() {
 }
 
 #[test]
+fn what_a_store_that_hangs_is_given_is_held_once() {
+    let mut kit = Kit::new();
+    kit.write("a", "1");
+    let (store, faults) = faulty::store(&kit.path("faulty"));
+    kit.history = History::open(store, "default", None).unwrap();
+    let live = Live::start(kit);
+    live.commit();
+    let spool = live.kit.path("spool");
+    let held = || {
+        let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+        let files = descriptors.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+        files.filter(|file| file.starts_with(&spool)).count()
+    };
+    faults.set(Fault::Hang);
+    live.kit.write("large", vec![7; 1 << 20]);
+    for _ in 0..10 {
+        assert!(live.runtime.block_on(live.engine.commit_now()).is_err());
+        // One may be in the making by itself.
+        assert!(held() <= 2, "{}", held());
+    }
+    faults.set(Fault::None);
+    let after = live.commit();
+    assert!(live.head_tree().contains_key(&b"state/large"[..]));
+    assert_eq!(live.finish(), Some(after));
+    while live.kit.history.store().stuck() > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(held(), 0);
+}
+
+#[test]
 fn the_last_commit_but_one_is_tried_as_long_and_is_not_the_end() {
     let mut kit = Kit::new();
     kit.write("a", "1");
