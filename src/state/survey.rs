@@ -47,9 +47,11 @@ impl Survey {
 
     /// Lists what may have changed, and reads the ends of what is new. What this process commits to `own` it tells.
     pub fn look(&mut self, own: Option<Ulid>, now: Timestamp) -> Result<(), ReadError> {
+        let mut whole = self.whole;
         if !self.whole.is_some_and(|at| is_recent(at, now, THOROUGH)) {
             // Even who was silent for long may have gone on.
             self.settled.clear();
+            whole = Some(now);
         }
         let mut unknown = Vec::new();
         for generation in self.history.generations().into_keys() {
@@ -80,7 +82,7 @@ impl Survey {
             .map(|(generation, _)| generation);
         let settled: Vec<Ulid> = settled.collect();
         self.settled.extend(settled);
-        self.whole = Some(now);
+        self.whole = whole;
         Ok(())
     }
 
@@ -136,4 +138,31 @@ pub fn is_recent(at: Timestamp, now: Timestamp, limit: SignedDuration) -> bool {
 /// When a generation was begun.
 pub fn begun(generation: Ulid) -> Option<Timestamp> {
     history::time_of(generation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::tests::kit::Kit;
+
+    #[test]
+    fn who_goes_on_after_a_long_silence_is_found_within_half_a_day() {
+        let mut silent = Kit::new();
+        silent.write("a", "1");
+        silent.commit();
+        let mut survey = Survey::new(silent.reopened());
+        let began = Timestamp::now();
+        let at = |minutes| began + SignedDuration::from_mins(minutes);
+        survey.look(None, at(120)).unwrap();
+        silent.write("a", "2");
+        let tip = silent.commit();
+        let found = (130..=13 * 60).step_by(10).find(|minutes| {
+            survey.look(None, at(*minutes)).unwrap();
+            survey.records.contains_key(&tip)
+        });
+        // It was not looked for all the time either.
+        assert_eq!(found, None);
+        survey.look(None, at(14 * 60)).unwrap();
+        assert!(survey.records.contains_key(&tip));
+    }
 }
