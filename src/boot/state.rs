@@ -2,6 +2,7 @@
 //! of its own.
 
 use std::{
+    cell::RefCell,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,6 +18,7 @@ use crate::{
         head::Head,
         history::{Generation, History},
         legacy::{self, LegacyError},
+        model::CommitId,
         recover::{RecoverError, Recovered, recover},
         restore::{Progress, RestoreError, resume},
         segment::reader::ReadError,
@@ -91,10 +93,11 @@ pub fn bring_back(plan: &Plan, events: &Events, go_without: impl FnOnce()) -> Fo
     let mut away_since = None;
     let mut told = String::new();
     let mut pause = PAUSE;
+    let begun = RefCell::default();
     let mut go_without = Some(go_without);
     events.emit(Event::BootPhase { phase: Phase::Store });
     loop {
-        let trouble = match attempt(plan, events, go_without.is_none()) {
+        let trouble = match attempt(plan, events, &begun, go_without.is_none()) {
             Ok(found) => {
                 events.emit(Event::StoreAvailable {
                     path: plan.store.dir.display().to_string(),
@@ -133,23 +136,30 @@ pub fn bring_back(plan: &Plan, events: &Events, go_without: impl FnOnce()) -> Fo
     }
 }
 
-fn attempt(plan: &Plan, events: &Events, disk_is_live: bool) -> Result<Found, Trouble> {
+/// `begun` is what this boot has begun so far.
+fn attempt(
+    plan: &Plan,
+    events: &Events,
+    begun: &RefCell<Option<Generation>>,
+    disk_is_live: bool,
+) -> Result<Found, Trouble> {
     // A restore that was cut off is finished before anything is started on the disk.
     resume(&plan.work)?;
     let history = store::open(&plan.store)?;
     if disk_is_live {
-        return Ok(begin(history, Head::default()));
+        return Ok(Found {
+            generation: history.begin_apart(Ulid::generate()),
+            history,
+            head: Head::default(),
+        });
     }
     let began = Instant::now();
     events.emit(Event::BootPhase { phase: Phase::Restore });
-    let restore = || {
-        recover(
-            &history,
-            &|head| plan.layout.of(&history, head),
-            &plan.work,
-            &plan.progress,
-        )
+    let targets = |head: &Head| {
+        begin(&history, head.id(), &mut begun.borrow_mut());
+        plan.layout.of(&history, head)
     };
+    let restore = || recover(&history, &targets, &plan.work, &plan.progress);
     let mut recovered = restore()?;
     if matches!(recovered, Recovered::Empty { .. }) && take_over(plan, &history)? {
         recovered = restore()?;
@@ -186,7 +196,12 @@ fn attempt(plan: &Plan, events: &Events, disk_is_live: bool) -> Result<Found, Tr
             Head::default()
         }
     };
-    Ok(begin(history, head))
+    let generation = begun.take().filter(|begun| begun.base() == head.id());
+    Ok(Found {
+        generation: generation.unwrap_or_else(|| history.begin(Ulid::generate(), head.id())),
+        history,
+        head,
+    })
 }
 
 /// Makes the first snapshot of a plain backup, if there is one. Only the default instance does: a bucket with several
@@ -205,11 +220,74 @@ fn take_over(plan: &Plan, history: &History) -> Result<bool, LegacyError> {
     Ok(true)
 }
 
-fn begin(history: History, head: Head) -> Found {
-    let generation = history.begin(Ulid::generate(), head.id());
-    Found {
-        history,
-        generation,
-        head,
+/// Begins a generation and lets others see it, before more is read of what it begins from than its tree: whoever thins the
+/// store leaves it that. One that an earlier try has begun from there will do.
+fn begin(history: &History, base: Option<CommitId>, begun: &mut Option<Generation>) {
+    let is_known = |begun: &Generation| begun.base() == base && history.generations().contains_key(&begun.id());
+    if begun.as_ref().is_some_and(is_known) {
+        return;
+    }
+    let generation = history.begin(Ulid::generate(), base);
+    if let Err(error) = history.announce(generation.id()) {
+        // It is no reason not to restore. The engine tries again.
+        tracing::warn!(%error, "others do not see yet what is restored here");
+    }
+    *begun = Some(generation);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        config::{Machine, load},
+        state::tests::kit::Kit,
+    };
+
+    /// A boot of what a kit has committed.
+    fn plan(kit: &Kit) -> Plan {
+        let path = |name: &str| kit.path(name).to_str().unwrap().to_owned();
+        let env = [
+            ("HOME", path("home")),
+            ("PATH", "/usr/bin:/bin".to_owned()),
+            ("MOLTINIT_STORE", path("store")),
+            ("MOLTINIT_DATA_DIR", path("data")),
+        ];
+        let machine = Machine {
+            home: kit.path("home"),
+            store_is_mounted: false,
+            has_sandbox_server: false,
+            has_legacy_workspace: false,
+        };
+        let config = load(None, env.into_iter().collect(), &machine).unwrap();
+        Plan {
+            store: config.store.clone(),
+            layout: Layout::new(&config),
+            work: config.work_dir(),
+            progress: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn what_is_restored_is_begun_from_before_it_is_read_and_once() {
+        let mut kit = Kit::new();
+        kit.write("memory.md", "everything");
+        let base = kit.commit();
+        let plan = plan(&kit);
+        let (events, _said) = Events::channel();
+        let begun = RefCell::default();
+        // Nothing can be put there.
+        fs::write(kit.path("home"), "").unwrap();
+        let failed = attempt(&plan, &events, &begun, false);
+        assert!(matches!(failed, Err(Trouble::Recover(RecoverError::Local(_)))));
+        let seen = kit.reopened().generations();
+        assert_eq!(seen.len(), 2);
+        fs::remove_file(kit.path("home")).unwrap();
+        let found = attempt(&plan, &events, &begun, false).unwrap();
+        assert_eq!(kit.reopened().generations(), seen);
+        assert_eq!(seen[&found.generation.id()], Some(base));
+        assert_eq!(found.head.id(), Some(base));
+        assert!(kit.path("home/.openclaw/memory.md").exists());
     }
 }

@@ -128,10 +128,20 @@ impl History {
     /// Looks again which generations there are.
     pub fn refresh(&self) -> Result<(), StoreError> {
         let items = self.store.list(&self.dir)?;
-        let found = items.iter().filter(|item| item.is_dir);
+        let known = self.generations();
+        let mut found = Generations::new();
+        for item in items.iter().filter(|item| item.is_dir) {
+            let Some((generation, base)) = names::parse_generation(&item.name) else {
+                continue;
+            };
+            // A stray directory is not what new generations are above, for ever.
+            let is_strange = !known.contains_key(&generation) && is_to_come(generation);
+            if !is_strange || !self.store.list(&format!("{}/{}", self.dir, item.name))?.is_empty() {
+                found.insert(generation, base);
+            }
+        }
         let mut seen = self.lock();
-        seen.generations
-            .extend(found.filter_map(|item| names::parse_generation(&item.name)));
+        seen.generations.extend(found);
         let marks = items
             .iter()
             .filter_map(|item| item.name.strip_prefix(PRUNED)?.parse().ok());
@@ -160,10 +170,22 @@ impl History {
         old.into_iter().try_for_each(|old| self.delete_object(&mark(old)))
     }
 
-    /// The newest generation, if it is newer than `own`.
+    /// The generation that a boot follows instead of `own` once there is a commit in it, if that is a newer one.
     pub(super) fn newer_than(&self, own: Ulid) -> Option<Ulid> {
-        let newest = self.lock().generations.keys().next_back().copied();
-        newest.filter(|newest| *newest > own)
+        let tip = lineage::tip(&self.lock().generations);
+        tip.filter(|tip| *tip > own)
+    }
+
+    /// The generation that a boot follows although `own` is newer, which began empty.
+    pub(super) fn followed_before(&self, own: Ulid) -> Result<Option<Ulid>, StoreError> {
+        let mut generations = self.generations();
+        while let Some(tip) = lineage::tip(&generations).filter(|tip| *tip < own) {
+            if self.is_any_finished(&self.commits(tip)?)? {
+                return Ok(Some(tip));
+            }
+            generations.remove(&tip);
+        }
+        Ok(None)
     }
 
     fn put_empty(&self, name: &str) -> Result<(), StoreError> {
@@ -197,13 +219,20 @@ impl History {
                 return Ok((line, Vec::new()));
             };
             let commits = self.commits(tip)?;
-            for id in commits.iter().rev() {
-                if !self.is_torn(*id)? {
-                    return Ok((line, commits));
-                }
+            if self.is_any_finished(&commits)? {
+                return Ok((line, commits));
             }
             generations.remove(&tip);
         }
+    }
+
+    fn is_any_finished(&self, commits: &[CommitId]) -> Result<bool, StoreError> {
+        for id in commits.iter().rev() {
+            if !self.is_torn(*id)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether the object of a commit is not there, or not all of it.
@@ -266,6 +295,15 @@ impl History {
     pub fn object(&self, id: CommitId) -> Option<String> {
         let dir = self.generation_dir(id.generation)?;
         Some(format!("{dir}/{}/{}", names::group(id.seq), names::object(id.seq)))
+    }
+
+    /// Whether a commit's object is there, asked of a listing.
+    pub(super) fn is_listed(&self, id: CommitId) -> Result<bool, StoreError> {
+        let Some(dir) = self.generation_dir(id.generation) else {
+            return Ok(false);
+        };
+        let items = self.store.list(&format!("{dir}/{}", names::group(id.seq)))?;
+        Ok(items.iter().any(|item| item.name == names::object(id.seq)))
     }
 
     /// Removes a commit's object. One that is gone already is removed.
@@ -411,14 +449,24 @@ impl History {
         if let Some(object) = base.and_then(|base| self.object(base)) {
             self.store.anchor(&object);
         }
+        self.begin_as(|generations| lineage::above(generations, proposed), base)
+    }
+
+    /// Starts the generation of an agent that has begun without the store, whatever that turns out to hold: a branch, if that
+    /// is a history.
+    pub fn begin_apart(&self, proposed: Ulid) -> Generation {
+        self.begin_as(|generations| lineage::apart(generations, proposed), None)
+    }
+
+    fn begin_as(&self, id: impl FnOnce(&Generations) -> Ulid, base: Option<CommitId>) -> Generation {
         let generations = &mut self.lock().generations;
-        let id = lineage::above(generations, proposed);
+        let id = id(generations);
         generations.insert(id, base);
         Generation { id, base, seq: 0 }
     }
 
     /// Lets others see a generation that has committed nothing yet, so that they leave it what it began from.
-    pub(super) fn announce(&self, generation: Ulid) -> Result<(), StoreError> {
+    pub fn announce(&self, generation: Ulid) -> Result<(), StoreError> {
         let dir = self.generation_dir(generation);
         match dir.map(|dir| self.put_empty(&format!("{dir}/{BEGUN}"))) {
             Some(Err(error)) if !matches!(error, StoreError::Exists { .. }) => Err(error),
@@ -516,6 +564,12 @@ impl History {
         let remnants = self.list()?.0.into_iter().filter(|listed| listed.remnant);
         Ok(remnants.map(|listed| listed.meta.id).collect())
     }
+}
+
+/// Whether a ULID's time is further ahead than clocks are apart.
+fn is_to_come(ulid: Ulid) -> bool {
+    let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
+    time_of(ulid).is_none_or(|time| time > tomorrow)
 }
 
 /// The time in a ULID.

@@ -6,7 +6,8 @@
 //! * The newest generation that has a base is the one to follow: it was restored from last.
 //! * If none has one, follow the oldest: a generation that began empty beside an older one was started by
 //!   something that could not see the older one. First boots within [`TOGETHER`] of the oldest are an overlap that
-//!   nobody could see through, and of these the newest is followed, as with any other overlap.
+//!   nobody could see through, and of these the newest is followed, as with any other overlap. Who begins empty though it
+//!   sees a history, since it has gone without the store until then, takes an id that is further [`apart`].
 //!
 //! From there the line goes back through the bases; where retention has removed a base's whole generation, by the
 //! same rule among those older than it. All other commits are branches: kept, reported, restorable by
@@ -66,7 +67,8 @@ pub fn line(generations: &Generations) -> Vec<Stretch> {
     line
 }
 
-fn tip(generations: &Generations) -> Option<Ulid> {
+/// The generation that the line begins with.
+pub fn tip(generations: &Generations) -> Option<Ulid> {
     let restored = generations.iter().rev().find(|(_, base)| base.is_some());
     if let Some((generation, _)) = restored {
         return Some(*generation);
@@ -80,10 +82,23 @@ fn tip(generations: &Generations) -> Option<Ulid> {
         .copied()
 }
 
-/// The id of a new generation: the proposed one, or one above all that are there should a clock have gone back.
+/// The id of a new generation that begins empty beside others whose commits its writer has seen: one that is not taken for a
+/// first boot at the same time as theirs.
+pub fn apart(generations: &Generations, proposed: Ulid) -> Ulid {
+    let Some(oldest) = generations.keys().next() else {
+        return proposed;
+    };
+    let first = oldest.timestamp_ms() + TOGETHER.as_millis() as u64 + 1;
+    above(generations, proposed.max(Ulid::from_parts(first, proposed.random())))
+}
+
+/// The id of a new generation: the proposed one, or one above all that are there should a clock have gone back. There is
+/// none above the last.
 pub fn above(generations: &Generations, proposed: Ulid) -> Ulid {
     match generations.keys().next_back() {
-        Some(newest) if proposed <= *newest => Ulid::from_parts(newest.timestamp_ms() + 1, proposed.random()),
+        Some(newest) if proposed <= *newest && newest.timestamp_ms() < Ulid::max().timestamp_ms() => {
+            Ulid::from_parts(newest.timestamp_ms() + 1, proposed.random())
+        }
         _ => proposed,
     }
 }
@@ -153,11 +168,31 @@ mod tests {
     }
 
     #[test]
+    fn who_begins_empty_beside_what_it_saw_is_not_followed_however_soon_that_is() {
+        for beside in [
+            of([(1, None)]),
+            of([(1, None), (2, None)]),
+            of([(1, None), (2, commit(1, 7))]),
+        ] {
+            let followed = line(&beside)[0];
+            for proposed in [0, 3, 60_000, 3_600_000] {
+                let id = apart(&beside, at(proposed));
+                let mut all = beside.clone();
+                assert_eq!(all.insert(id, None), None);
+                assert_eq!(line(&all)[0], followed);
+                assert!(all.keys().next_back() == Some(&id));
+            }
+        }
+        assert_eq!(apart(&of([]), at(3)), at(3));
+    }
+
+    #[test]
     fn a_new_generation_is_above_all_others() {
         let seen = of([(1, None), (5000, commit(1, 7))]);
         assert_eq!(above(&seen, at(6000)), at(6000));
         assert!(above(&seen, at(4000)) > at(5000));
         assert!(above(&seen, at(5000)) > at(5000));
+        assert_eq!(above(&[(Ulid::max(), None)].into(), at(5000)), at(5000));
     }
 
     proptest! {

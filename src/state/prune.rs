@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -11,18 +12,22 @@ use ulid::Ulid;
 
 use super::{
     history::History,
+    lineage::Generations,
     model::CommitId,
     names,
     retain::{self, Record},
     segment::reader::ReadError,
     survey::{self, Survey, THOROUGH},
 };
+use crate::store::StoreError;
 
 /// An object that is still not finished this long after it was made never will be: no put takes so long.
 const TORN: SignedDuration = SignedDuration::from_hours(24);
 /// A boot this long after the newest commit may be one whose clock is wrong, and removes nothing in its first day.
 const LONG: SignedDuration = SignedDuration::from_hours(7 * 24);
 const DAY: SignedDuration = SignedDuration::from_hours(24);
+/// For so long after a look at who has begun a generation things are removed without another one.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Removes what retention does not keep.
 pub struct Pruner {
@@ -101,6 +106,7 @@ impl Pruner {
         };
         let generation = own.as_ref().map(|own| own.generation);
         self.history.refresh()?;
+        let known = self.history.generations();
         let fenced_by = generation.and_then(|own| self.history.newer_than(own));
         if fenced_by.is_some() {
             return Ok(Pruned {
@@ -131,7 +137,15 @@ impl Pruner {
             removable.extend(self.never_finished(now)?);
         }
         let mut dirs = BTreeMap::new();
+        let mut looked: Option<Instant> = None;
         for id in removable {
+            // The survey may have taken long.
+            if looked.is_none_or(|at| at.elapsed() >= FRESH) {
+                if self.is_joined(&known)? {
+                    break;
+                }
+                looked = Some(Instant::now());
+            }
             if !self.remove(id, generation, writing)? {
                 break;
             }
@@ -144,6 +158,13 @@ impl Pruner {
         let sizes = || self.survey.records.values().map(|record| record.size).sum();
         done.left = self.survey.is_whole().then(sizes);
         Ok(done)
+    }
+
+    /// Whether somebody has begun a generation other than these: it may be from what is about to be removed.
+    fn is_joined(&self, known: &Generations) -> Result<bool, StoreError> {
+        self.history.refresh()?;
+        let now = self.history.generations();
+        Ok(now.keys().any(|generation| !known.contains_key(generation)))
     }
 
     /// Removes an object, unless what this process writes is not what it was, or has come to need it.
@@ -208,7 +229,6 @@ mod tests {
 
     use super::*;
     use crate::state::{
-        lineage::Generations,
         restore::Progress,
         tests::kit::{Kit, picture},
         verify::verify,
@@ -319,6 +339,56 @@ mod tests {
             crate::state::verify::verify(&old.reopened(), &[id], &Default::default()).unwrap(),
             []
         );
+    }
+
+    /// A writer whose newest commit is read by a boot, and is the newest no more by now; and that boot.
+    fn overtaken() -> (Kit, CommitId, Kit) {
+        let mut old = Kit::new();
+        old.write("kept", b"in all of them");
+        old.commit();
+        old.write("replaced", b"in what the boot has read");
+        let base = old.commit();
+        let mut new = Kit::new();
+        new.history = old.reopened();
+        new.head = new.history.load(base).unwrap();
+        new.write("replaced", b"in what the boot has read");
+        // The first to replace something still names where it was.
+        for since in [b"1", b"2"] {
+            old.write("replaced", since);
+            old.commit();
+        }
+        (old, base, new)
+    }
+
+    #[test]
+    fn what_a_boot_restores_is_left_to_it_once_it_says_so() {
+        for says in [true, false] {
+            let (old, base, mut new) = overtaken();
+            new.generation = new.history.begin(Ulid::generate(), Some(base));
+            if says {
+                new.history.announce(new.generation.id()).unwrap();
+            }
+            let mut pruner = Pruner::new(old.history.clone());
+            // As if it had been told of its own.
+            pruner.survey.look(None, later(40 * 24)).unwrap();
+            let pruned = pruner.prune(Some(&own(&old)), later(40 * 24)).unwrap();
+            assert_eq!(pruned.fenced_by.is_some(), says);
+            assert_eq!(old.object_path(base).exists(), says);
+            let first = new.commit();
+            let flaws = crate::state::verify::verify(&old.reopened(), &[first], &Default::default()).unwrap();
+            assert_eq!(flaws.is_empty(), says, "{flaws:?}");
+        }
+    }
+
+    #[test]
+    fn a_boot_that_says_so_while_the_store_is_looked_through_is_seen() {
+        let (old, base, mut new) = overtaken();
+        let pruner = Pruner::new(old.history.clone());
+        let known = old.history.generations();
+        assert!(!pruner.is_joined(&known).unwrap());
+        new.generation = new.history.begin(Ulid::generate(), Some(base));
+        new.history.announce(new.generation.id()).unwrap();
+        assert!(pruner.is_joined(&known).unwrap());
     }
 
     #[test]

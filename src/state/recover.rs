@@ -11,7 +11,7 @@ use super::{
     history::History,
     lineage,
     model::CommitId,
-    restore::{self, Placed, Progress, RestoreError},
+    restore::{Placed, Progress, RestoreError, resume, stage},
     segment::{Damage, reader::ReadError},
 };
 use crate::store::StoreError;
@@ -57,17 +57,35 @@ pub enum RecoverError {
     Local(RestoreError),
 }
 
-/// Says where the roots of a commit go. It may depend on what is in the commit, so it is asked about each that is tried.
+/// Says where the roots of a commit go. It may depend on what is in the commit, so it is asked about each that is tried,
+/// when its tree is known and nothing else of it has been read.
 pub type Targets<'a> = &'a dyn Fn(&Head) -> Result<Vec<(String, PathBuf)>, ReadError>;
 
 /// Restores the newest sound commit of the line into its `targets`. Goes back commit by commit where one is damaged,
-/// and only then: a store that does not answer, or answers with errors, is no reason to take older state.
+/// and only then: a store that does not answer, or answers with errors, is no reason to take older state, nor is one that
+/// somebody thins meanwhile.
 pub fn recover(
     history: &History,
     targets: Targets,
     work: &Path,
     progress: &Progress,
 ) -> Result<Recovered, RecoverError> {
+    loop {
+        if let Some(recovered) = follow(history, targets, work, progress)? {
+            return Ok(recovered);
+        }
+        history.refresh().map_err(RecoverError::Unknown)?;
+    }
+}
+
+/// Goes along the line as it was listed. Nothing if that is out of date: whoever thins the store has removed what is on it,
+/// and there is something newer.
+fn follow(
+    history: &History,
+    targets: Targets,
+    work: &Path,
+    progress: &Progress,
+) -> Result<Option<Recovered>, RecoverError> {
     let mut generations = history.generations();
     let mut passed: Vec<Passed> = Vec::new();
     let mut torn_only = true;
@@ -77,11 +95,11 @@ pub fn recover(
             let commits = history.commits(stretch.generation).map_err(RecoverError::Unknown)?;
             for id in commits.into_iter().rev().filter(|id| stretch.contains(*id)) {
                 match attempt(history, id, targets, work, progress)? {
-                    Ok((head, placed)) => {
-                        let head = Box::new(head);
-                        return Ok(Recovered::Restored { head, placed, passed });
+                    Attempt::Restored(head, placed) => {
+                        return Ok(Some(Recovered::Restored { head, placed, passed }));
                     }
-                    Err((why, damage)) => {
+                    Attempt::Gone => return Ok(None),
+                    Attempt::Unusable(why, damage) => {
                         let torn = damage == Some(Damage::Torn);
                         torn_only &= torn;
                         tip_committed |= !torn;
@@ -101,14 +119,19 @@ pub fn recover(
     }
     // A commit counts once its object is whole, so where all are torn there never was one.
     if torn_only {
-        Ok(Recovered::Empty { passed })
+        Ok(Some(Recovered::Empty { passed }))
     } else {
         Err(RecoverError::Exhausted { passed })
     }
 }
 
-/// A restore that worked, or why this commit cannot be used.
-type Attempt = Result<(Head, Placed), (String, Option<Damage>)>;
+/// What came of a commit.
+enum Attempt {
+    Restored(Box<Head>, Placed),
+    /// It was removed since it was listed.
+    Gone,
+    Unusable(String, Option<Damage>),
+}
 
 fn attempt(
     history: &History,
@@ -120,18 +143,37 @@ fn attempt(
     let mut failing_since = None;
     loop {
         let result = history.load(id).map_err(RestoreError::Read).and_then(|head| {
-            let placed = restore::restore(history, &head, &targets(&head)?, work, progress)?;
-            Ok((head, placed))
+            resume(work)?;
+            let staged = stage(history, &head, &targets(&head)?, progress)?;
+            Ok((head, staged))
         });
+        // What a commit needs is removed after it, so as long as it is there the rest was meant to be.
+        let is_listed = || history.is_listed(id).map_err(RecoverError::Unknown);
         let error = match result {
-            Ok(done) => return Ok(Ok(done)),
+            Ok((head, staged)) => {
+                let is_listed = is_listed();
+                if !matches!(is_listed, Ok(true)) {
+                    staged.discard();
+                    return is_listed.map(|_| Attempt::Gone);
+                }
+                match staged.place(work) {
+                    Ok((placed, _)) => return Ok(Attempt::Restored(Box::new(head), placed)),
+                    Err(error) => error,
+                }
+            }
             Err(error) => error,
         };
         match error {
             RestoreError::Read(ReadError::Damaged { object, damage }) => {
+                if damage == Damage::Missing && !is_listed()? {
+                    return Ok(Attempt::Gone);
+                }
                 // Torn is the commit only if its own object is.
                 let own = history.object(id).is_some_and(|own| own == object);
-                return Ok(Err((format!("{object}: {damage}"), Some(damage).filter(|_| own))));
+                return Ok(Attempt::Unusable(
+                    format!("{object}: {damage}"),
+                    Some(damage).filter(|_| own),
+                ));
             }
             // A bad sector looks like this for good, and so does the network while it is away.
             RestoreError::Read(ReadError::Store(StoreError::Io { what, path, source })) => {
@@ -142,7 +184,7 @@ fn attempt(
                 let since = *failing_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= GRACE {
                     let why = format!("{error}; tried for {} s, while others can be read", GRACE.as_secs());
-                    return Ok(Err((why, None)));
+                    return Ok(Attempt::Unusable(why, None));
                 }
                 tracing::warn!(commit = %id, %error, "a commit cannot be read, though others can; tried again");
                 thread::sleep(PAUSE);

@@ -2,7 +2,7 @@
 //!
 //! Everything for an hour, then one in five minutes for a day, one an hour for a week, one a day for a month. The
 //! line and each branch are thinned on their own, so that a branch never takes the place of a commit of the line.
-//! Kept beside that: the newest commit of the line; the newest of any generation that committed within the last week
+//! Kept beside that: the newest commit of the line, and the one that was it an hour ago; the newest of any generation that committed within the last week
 //! (it may be alive); a suspicious commit, and the one it follows; the last before the gateway became another version.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,6 +74,8 @@ pub fn kept(records: &Records, line: &[Stretch], now: Timestamp) -> BTreeSet<Com
     // Of each period the commit that needs the fewest objects, a compaction, else the newest. Periods lie within
     // each other, so what is chosen for a short one is there to be chosen for the long one around it.
     let mut chosen: BTreeMap<Bucket, Rank> = BTreeMap::new();
+    // The hour begins with it, and a boot may have listed it then and be reading it now.
+    let mut hour_ago = None;
     for (id, record) in records {
         if record.suspicious {
             kept.extend([Some(*id), record.parent].into_iter().flatten());
@@ -81,6 +83,9 @@ pub fn kept(records: &Records, line: &[Stretch], now: Timestamp) -> BTreeSet<Com
         if age(record) <= SignedDuration::from_secs(HOUR) {
             kept.insert(*id);
             continue;
+        }
+        if branch(*id).is_none() {
+            hour_ago = hour_ago.max(Some((record.time, *id)));
         }
         let period = PERIODS.iter().find(|(limit, _)| age(record).as_secs() < *limit);
         if let Some((_, period)) = period {
@@ -93,6 +98,7 @@ pub fn kept(records: &Records, line: &[Stretch], now: Timestamp) -> BTreeSet<Com
         }
     }
     kept.extend(chosen.into_values().map(|(_, _, id)| id));
+    kept.extend(hour_ago.map(|(_, id)| id));
     let newest = |stretch: &Stretch| {
         let commits = records.range(first(stretch.generation)..).map(|(id, _)| *id);
         commits
@@ -199,6 +205,22 @@ mod tests {
         (0..for_ / every)
             .map(|n| (id(generation, (for_ / every - n) as u64), record(n * every)))
             .collect()
+    }
+
+    #[test]
+    fn what_was_newest_an_hour_ago_is_left_to_who_reads_it() {
+        let compaction = Record {
+            reason: Reason::Compact,
+            ..record(2 * DAY + 60)
+        };
+        let records = Records::from([
+            (id(1, 1), compaction),
+            (id(1, 2), record(2 * DAY)),
+            (id(1, 3), record(0)),
+        ]);
+        let left = |after| kept(&records, &[whole(1)], now() + SignedDuration::from_secs(after));
+        assert!(left(HOUR).contains(&id(1, 2)));
+        assert!(!left(HOUR + 1).contains(&id(1, 2)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod reader;
 mod simulation;
 
 use std::{
+    cell::RefCell,
     fs::{self, OpenOptions},
     os::unix::fs::{FileExt, PermissionsExt, symlink},
     time::{Duration, SystemTime},
@@ -232,6 +233,35 @@ fn a_chunk_missing_with_its_object_is_damage_to_all_who_need_it() {
 }
 
 #[test]
+fn what_is_thinned_while_it_is_restored_is_not_damage_but_out_of_date() {
+    // Found when it is read, and when all of it has been.
+    for content in ["in its own object", ""] {
+        let (mut kit, _) = three();
+        kit.write("file", content);
+        let newest = kit.commit();
+        let (history, back, work) = (kit.reopened(), kit.path("back"), kit.path("work"));
+        let (kit, tried) = (RefCell::new(kit), RefCell::new(Vec::new()));
+        let targets = |head: &Head| {
+            tried.borrow_mut().extend(head.id());
+            if head.id() == Some(newest) {
+                let mut kit = kit.borrow_mut();
+                kit.write("file", "since then");
+                kit.commit();
+                fs::remove_file(kit.object_path(newest)).unwrap();
+            }
+            Ok(vec![("state".to_owned(), back.clone())])
+        };
+        let (head, _, passed) = restored(super::recover::recover(&history, &targets, &work, &Progress::default()));
+        assert_eq!((head.id(), passed), (kit.borrow().head.id(), vec![]));
+        assert_eq!(tried.borrow()[..], [newest, head.id().unwrap()]);
+        assert_eq!(fs::read(back.join("file")).unwrap(), b"since then");
+        let staged = fs::read_dir(back.parent().unwrap()).unwrap();
+        let mut names = staged.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        assert!(!names.any(|name| name.starts_with(restore::STAGED)));
+    }
+}
+
+#[test]
 fn a_store_where_nothing_was_ever_finished_is_empty_and_one_with_damage_is_not() {
     let kit = Kit::new();
     assert!(matches!(kit.recover_to("back"), Ok(Recovered::Empty { passed }) if passed.is_empty()));
@@ -367,4 +397,17 @@ fn stray_and_empty_directories_in_a_store_hide_no_commit() {
     let history = kit.reopened();
     assert_eq!(history.newest(id.generation).unwrap(), Some(id));
     assert_eq!(history.restorable().unwrap(), [id]);
+}
+
+#[test]
+fn a_stray_directory_of_a_time_to_come_is_no_generation_unless_something_is_in_it() {
+    let kit = Kit::new();
+    let stray = kit.path(&format!("store/default/v1/{}", ulid::Ulid::max()));
+    fs::create_dir_all(&stray).unwrap();
+    let history = kit.reopened();
+    assert_eq!(history.generations().len(), 0);
+    let proposed = ulid::Ulid::generate();
+    assert_eq!(history.begin(proposed, None).id(), proposed);
+    fs::write(stray.join("begun"), "").unwrap();
+    assert_eq!(kit.reopened().generations().len(), 1);
 }
