@@ -167,7 +167,8 @@ pub enum StoreState {
     Unknown,
     Available,
     Unavailable,
-    /// Another supervisor has begun a newer generation; commits go on here as a branch that no boot follows.
+    /// Commits here are a branch that no boot follows: another supervisor has begun a newer generation, or this one began
+    /// without the history that the store has.
     Fenced,
 }
 

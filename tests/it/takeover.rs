@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 
 use crate::support::{
     MOLTINIT, PATIENCE,
-    container::{Disk, commit, event, stand_in},
+    container::{Disk, commit, event, stand_in, with_gateway_and},
 };
 
 fn write(path: &std::path::Path, text: &str) {
@@ -127,4 +127,44 @@ fn two_containers_at_once_keep_both_histories_and_the_later_is_followed() {
     let to = third.path("to");
     run(&["restore", &last[0], "--to", to.to_str().unwrap()]);
     assert_eq!(fs::read_to_string(to.join("state/note")).unwrap(), "old 2");
+}
+
+#[test]
+fn who_had_to_go_without_the_history_that_there_is_says_so_and_is_a_branch() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, away) = (dir.path().join("store"), dir.path().join("away"));
+    let disk = Disk::new();
+    let container = stand_in(&disk, &store);
+    container.wait_for("/readyz", PATIENCE);
+    write(&disk.state().join("note"), "of the history");
+    let history = commit(&container);
+    container.kill();
+
+    fs::rename(&store, &away).unwrap();
+    fs::write(&store, "in its way").unwrap();
+    let disk = disk.wiped();
+    let env = [("MOLTINIT_STORE_REQUIRED", "false")];
+    let container = with_gateway_and(&disk, &store, r#"["sleep", "100000"]"#, &env);
+    event(&container, "service.started");
+    write(&disk.state().join("note"), "of the one without");
+    fs::remove_file(&store).unwrap();
+    fs::rename(&away, &store).unwrap();
+    // Seconds after the history began, and before anything is committed over it.
+    let fenced = event(&container, "store.fenced");
+    assert!(history.starts_with(fenced["by"].as_str().unwrap()), "{fenced}");
+    assert!(fenced["why"].as_str().unwrap().contains(&history), "{fenced}");
+    let branch = commit(&container);
+    assert_eq!(container.status()["store"]["state"], "fenced");
+    container.kill();
+
+    let disk = disk.wiped();
+    let container = stand_in(&disk, &store);
+    container.wait_for("/readyz", PATIENCE);
+    assert_eq!(container.status()["restore"]["commit"], history.as_str());
+    assert_eq!(fs::read_to_string(disk.state().join("note")).unwrap(), "of the history");
+    let to = disk.path("to");
+    let mut restore = disk.command(&["restore", &branch, "--to", to.to_str().unwrap(), "--store"]);
+    let restored = restore.arg(&store).output().unwrap();
+    assert!(restored.status.success(), "{restored:?}");
+    assert_eq!(fs::read_to_string(to.join("state/note")).unwrap(), "of the one without");
 }

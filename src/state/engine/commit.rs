@@ -177,7 +177,8 @@ impl Engine {
 
     fn commit_changes(&mut self, reason: Reason, changes: &mut Changes) -> Result<(), Failure> {
         let (began, time) = (Instant::now(), Timestamp::now());
-        if self.upkeep.is_to_begin_anew() {
+        // Whoever is about to stop leaves the line as it is.
+        if reason != Reason::Final && self.upkeep.is_to_begin_anew() {
             self.begin_anew();
         }
         let id = self.next.take().unwrap_or_else(|| self.generation.next_id());

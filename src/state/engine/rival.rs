@@ -18,7 +18,7 @@ pub const SILENT: Duration = Duration::from_secs(6 * 3600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rival {
     pub generation: Ulid,
-    last: Option<CommitId>,
+    pub last: Option<CommitId>,
     since: Instant,
 }
 

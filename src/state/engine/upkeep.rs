@@ -3,8 +3,7 @@
 use std::{
     io,
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     time::{Duration, Instant},
@@ -49,19 +48,24 @@ enum News {
 pub struct Upkeep {
     news: Sender<News>,
     writing: Arc<Writing>,
-    rival_ended: Arc<AtomicBool>,
+    ended: Ended,
+    history: History,
 }
+
+/// A rival that was found to have ended.
+type Ended = Arc<Mutex<Option<Rival>>>;
 
 impl Upkeep {
     /// # Errors
     /// When there is no thread to be had.
     pub fn start(history: History, own: Own, events: Events, engine: Sender<Command>) -> io::Result<Upkeep> {
         let (send, news) = mpsc::channel();
-        let keeper = Keeper::new(history, own, events);
+        let keeper = Keeper::new(history.clone(), own, events);
         let upkeep = Upkeep {
             news: send,
             writing: Arc::clone(&keeper.writing),
-            rival_ended: Arc::clone(&keeper.rival_ended),
+            ended: Arc::clone(&keeper.ended),
+            history,
         };
         std::thread::Builder::new()
             .name("state-upkeep".into())
@@ -96,7 +100,29 @@ impl Upkeep {
 
     /// Whether the next commit is to be the first of a new generation, see [`super::rival`]. Says so once.
     pub fn is_to_begin_anew(&self) -> bool {
-        self.rival_ended.swap(false, Ordering::Relaxed)
+        let Some(rival) = *lock(&self.ended) else {
+            return false;
+        };
+        // That may be long ago, and it may have gone on.
+        match self.is_still(rival) {
+            Ok(still) => {
+                *lock(&self.ended) = None;
+                still
+            }
+            Err(error) => {
+                tracing::debug!(%error, "whether the other supervisor has gone on is not known");
+                false
+            }
+        }
+    }
+
+    fn is_still(&self, rival: Rival) -> Result<bool, StoreError> {
+        self.history.refresh()?;
+        let newer = self
+            .writing
+            .get()
+            .and_then(|own| self.history.newer_than(own.generation));
+        Ok(newer == Some(rival.generation) && self.history.newest(rival.generation)? == rival.last)
     }
 
     fn tell(&self, news: News) {
@@ -111,6 +137,10 @@ impl Drop for Upkeep {
     }
 }
 
+fn lock(ended: &Ended) -> MutexGuard<'_, Option<Rival>> {
+    ended.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Keeper {
     history: History,
     pruner: Pruner,
@@ -121,7 +151,7 @@ struct Keeper {
     committed: Option<Ulid>,
     /// Whose commits a boot would follow instead of ours, and since when that was said.
     rival: Option<(Rival, Instant)>,
-    rival_ended: Arc<AtomicBool>,
+    ended: Ended,
     /// The generation of which it was said that another goes on from its base.
     branched: Option<Ulid>,
     /// What the base's generation ended with when a restore went back in it: nobody has gone on from there since.
@@ -138,7 +168,7 @@ impl Keeper {
             clock: Clock::new(Timestamp::now(), Instant::now()),
             committed: None,
             rival: None,
-            rival_ended: Arc::default(),
+            ended: Ended::default(),
             branched: None,
             went_back_from: None,
         }
@@ -146,8 +176,8 @@ impl Keeper {
 
     fn run(mut self, news: &Receiver<News>, engine: &Sender<Command>) {
         let mut prune_at = Instant::now() + EVERY;
-        let mut look_at = Some(Instant::now() + FIRST_LOOK);
         let mut inspect_at = Instant::now() + FIRST_LOOK;
+        let mut look_at = Some(Instant::now() + self.first_look());
         loop {
             let due = look_at.map_or(prune_at, |at| at.min(prune_at)).min(inspect_at);
             match news.recv_timeout(due.saturating_duration_since(Instant::now())) {
@@ -168,6 +198,7 @@ impl Keeper {
                         && let Err(error) = self.look(now)
                     {
                         tracing::debug!(%error, "who else writes to the store is not known; looked again later");
+                        look_at = Some(now + FIRST_LOOK);
                     }
                     if inspect_at <= now {
                         inspect_at = Instant::now() + self.inspect(engine);
@@ -181,13 +212,30 @@ impl Keeper {
         }
     }
 
+    /// Who began empty beside others may not be followed, which is to be said at once.
+    fn first_look(&self) -> Duration {
+        let is_empty = self
+            .writing
+            .get()
+            .is_some_and(|own| self.base(own.generation).is_none());
+        let is_alone = self.history.generations().len() == 1;
+        if is_empty && !is_alone {
+            Duration::ZERO
+        } else {
+            FIRST_LOOK
+        }
+    }
+
     /// Sees who else writes, and lets them see what we do.
     fn look(&mut self, now: Instant) -> Result<(), StoreError> {
         let Some(own) = self.writing.get().map(|own| own.generation) else {
             return Ok(());
         };
         self.history.refresh()?;
-        let Some(newer) = self.history.newer_than(own) else {
+        let newer = self.history.newer_than(own);
+        let followed = newer.map_or_else(|| self.history.followed_before(own), |newer| Ok(Some(newer)))?;
+        let Some(other) = followed else {
+            *lock(&self.ended) = None;
             if let Some((_, since)) = self.rival.take() {
                 let away_ms = millis(now.saturating_duration_since(since));
                 self.events.emit(Event::StoreRecovered { away_ms });
@@ -197,13 +245,17 @@ impl Keeper {
             }
             return self.look_at_base(own);
         };
-        let known = self.rival.filter(|(rival, _)| rival.generation == newer);
+        let last = self.history.newest(other)?;
+        let known = self.rival.filter(|(rival, _)| rival.generation == other);
         if known.is_none() {
-            self.events.emit(fenced(newer, self.base(newer)));
+            let why = newer.map_or_else(|| older(last), |newer| taken_over(self.base(newer)));
+            let by = other.to_string();
+            self.events.emit(Event::StoreFenced { by, why });
         }
-        let rival = Rival::seen(known.map(|(rival, _)| rival), newer, self.history.newest(newer)?, now);
+        let rival = Rival::seen(known.map(|(rival, _)| rival), other, last, now);
         self.rival = Some((rival, known.map_or(now, |(_, since)| since)));
-        self.rival_ended.store(rival.is_silent(now), Ordering::Relaxed);
+        // One that was there before is followed however long it has been silent.
+        *lock(&self.ended) = Some(rival).filter(|rival| newer.is_some() && rival.is_silent(now));
         Ok(())
     }
 
@@ -272,7 +324,8 @@ impl Keeper {
             Ok(pruned) if pruned.fenced_by.is_some() => {}
             Ok(pruned) => {
                 let objects = (pruned.kept + pruned.needed) as u64;
-                if let Some(bytes) = pruned.left {
+                // Counting it says that the store is ours.
+                if let Some(bytes) = pruned.left.filter(|_| self.rival.is_none()) {
                     self.events.emit(Event::StoreMeasured { objects, bytes });
                 }
                 tracing::debug!(?pruned, "old snapshots thinned");
@@ -282,19 +335,28 @@ impl Keeper {
     }
 }
 
-fn fenced(newer: Ulid, base: Option<CommitId>) -> Event {
+fn taken_over(base: Option<CommitId>) -> String {
     let from = base.map_or("an empty state".into(), |base| base.to_string());
-    Event::StoreFenced {
-        by: newer.to_string(),
-        why: format!(
-            "another supervisor has begun a newer generation from {from}; commits go on here as a branch, \
-             which no boot follows: stop one of the two"
-        ),
-    }
+    format!(
+        "another supervisor has begun a newer generation from {from}; from its first commit on, what is committed here is a \
+         branch, which no boot follows: stop one of the two"
+    )
+}
+
+fn older(newest: Option<CommitId>) -> String {
+    let newest = newest.map_or("its newest".into(), |newest| newest.to_string());
+    format!(
+        "this agent began without the history that the store has, of which {newest} is the newest; commits here are a branch, \
+         which no boot follows: start it again to go on from there"
+    )
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use jiff::SignedDuration;
+
     use super::*;
     use crate::state::{engine::rival::SILENT, tests::kit::Kit};
 
@@ -429,9 +491,52 @@ mod tests {
         let two = kit.commit();
         assert_eq!(kit.reopened().restorable().unwrap()[0], two);
         // Nobody takes away what it began from.
-        let pruned = Pruner::new(kit.reopened()).prune(None, Timestamp::now() + jiff::SignedDuration::from_hours(48));
+        let pruned = Pruner::new(kit.reopened()).prune(None, Timestamp::now() + SignedDuration::from_hours(48));
         pruned.unwrap();
         assert!(kit.object_path(id).exists());
+    }
+
+    /// What the engine asks.
+    fn asked(keeper: &Keeper) -> Upkeep {
+        Upkeep {
+            news: mpsc::channel().0,
+            writing: Arc::clone(&keeper.writing),
+            ended: Arc::clone(&keeper.ended),
+            history: keeper.history.clone(),
+        }
+    }
+
+    #[test]
+    fn who_began_without_the_history_that_there_is_says_so_and_never_has_the_line() {
+        let mut kit = Kit::new();
+        kit.write("a", "1");
+        let last = kit.commit();
+        let mut without = Kit::new();
+        without.history = kit.reopened();
+        without.generation = without.history.begin_apart(Ulid::generate());
+        without.write("b", "1");
+        let branch = without.commit();
+        let (events, mut said) = Events::channel();
+        let mut keeper = Keeper::new(without.history.clone(), own(&without), events);
+        assert_eq!(keeper.first_look(), Duration::ZERO);
+        let (began, shows) = (Instant::now(), Timestamp::now());
+        for after in [Duration::ZERO, SILENT, 2 * SILENT] {
+            keeper.look(began + after).unwrap();
+            assert!(!asked(&keeper).is_to_begin_anew());
+            keeper.prune(shows + SignedDuration::try_from(after).unwrap(), began + after);
+        }
+        let Ok(Event::StoreFenced { by, why }) = said.try_recv() else {
+            panic!("nothing said")
+        };
+        assert_eq!(by, last.generation.to_string());
+        assert!(why.contains(&last.to_string()), "{why}");
+        assert!(said.try_recv().is_err());
+        assert_eq!(kit.reopened().restorable().unwrap(), [last]);
+        assert!(kit.reopened().load(branch).is_ok());
+        // Who is followed is told nothing.
+        let (events, mut said) = Events::channel();
+        Keeper::new(kit.reopened(), own(&kit), events).look(began).unwrap();
+        assert!(said.try_recv().is_err());
     }
 
     #[test]
@@ -447,10 +552,23 @@ mod tests {
         let (events, mut said) = Events::channel();
         let mut keeper = Keeper::new(kit.history.clone(), own(&kit), events);
         let began = Instant::now();
-        for (at, ended) in [(began, false), (began + SILENT, true)] {
-            keeper.look(at).unwrap();
-            assert_eq!(keeper.rival_ended.load(Ordering::Relaxed), ended);
-        }
+        keeper.look(began).unwrap();
+        assert!(!asked(&keeper).is_to_begin_anew());
+        keeper.look(began + SILENT).unwrap();
+        // It goes on after all, before anything is committed here.
+        newer.write("b", "2");
+        newer.commit();
+        assert!(!asked(&keeper).is_to_begin_anew());
+        keeper.look(began + SILENT).unwrap();
+        assert!(!asked(&keeper).is_to_begin_anew());
+        keeper.look(began + 2 * SILENT).unwrap();
+        fs::rename(kit.path("store"), kit.path("away")).unwrap();
+        fs::write(kit.path("store"), "").unwrap();
+        assert!(!asked(&keeper).is_to_begin_anew());
+        fs::remove_file(kit.path("store")).unwrap();
+        fs::rename(kit.path("away"), kit.path("store")).unwrap();
+        assert!(asked(&keeper).is_to_begin_anew());
+        assert!(!asked(&keeper).is_to_begin_anew(), "once");
         kit.generation = kit.history.begin(Ulid::generate(), Some(last));
         keeper.writing.set(Some(own(&kit)));
         kit.write("a", "3");
