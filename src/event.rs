@@ -59,6 +59,9 @@ pub enum Event {
         files: u64,
         bytes: u64,
         took_ms: u64,
+        /// Where state is now that was there before.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        aside: Vec<String>,
     },
     StateRestoreDegraded {
         wanted: CommitId,
@@ -254,6 +257,7 @@ impl Event {
             Event::SnapshotPending { warnings, .. } | Event::SnapshotCommitted { warnings, .. } => {
                 warnings.iter_mut().collect()
             }
+            Event::StateRestored { aside, .. } => aside.iter_mut().collect(),
             Event::BrowserOffered { upstream } | Event::BrowserConnected { upstream } => vec![upstream],
             Event::BrowserFailed { upstream, why } => vec![upstream, why],
             Event::MemoryPressure { service, .. } => service.iter_mut().collect(),
@@ -261,7 +265,6 @@ impl Event {
             Event::BootStarted { .. }
             | Event::BootPhase { .. }
             | Event::RestoreProgress { .. }
-            | Event::StateRestored { .. }
             | Event::StorePlaced { .. }
             | Event::StoreMeasured { .. }
             | Event::StoreRecovered { .. }

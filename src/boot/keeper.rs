@@ -26,6 +26,7 @@ use crate::{
         model::{CommitId, Meta},
         pace,
         restore::Progress,
+        saved::Saved,
     },
     supervise::Handle,
 };
@@ -345,6 +346,7 @@ fn settings(config: &Config, layout: &Layout, gateway: &Arc<Gateway>) -> engine:
             min_gap,
         },
         spool: config.work_dir().join("spool"),
+        saved: Saved::in_dir(&config.work_dir()),
         rescan: engine::RESCAN,
         gateway: Box::new(move || gateway.version().map(|version| version.to_string())),
     }
@@ -424,6 +426,8 @@ mod tests {
             };
 
             assert_eq!(kit.path("home/.openclaw/memory.md").exists(), is_late);
+            // From then on it is the engine's to say that what is on the disk is in a commit.
+            assert_eq!(Saved::in_dir(&config.work_dir()).commit(), None);
             fs::create_dir_all(kit.path("home/.openclaw")).unwrap();
             fs::write(kit.path("home/.openclaw/memory.md"), "nothing").unwrap();
             assert!(matches!(keeper.commit_now().await, Err(Refusal::Store(_))));

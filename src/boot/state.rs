@@ -21,6 +21,7 @@ use crate::{
         model::CommitId,
         recover::{RecoverError, Recovered, recover},
         restore::{Progress, RestoreError, resume},
+        saved::Saved,
         segment::reader::ReadError,
     },
     store::{StoreError, mounts},
@@ -90,6 +91,7 @@ impl From<RestoreError> for Trouble {
 /// branched from, not followed.
 pub fn bring_back(plan: &Plan, events: &Events, go_without: impl FnOnce()) -> Found {
     let began = Instant::now();
+    let saved = Saved::in_dir(&plan.work);
     let mut away_since = None;
     let mut told = String::new();
     let mut pause = PAUSE;
@@ -99,6 +101,8 @@ pub fn bring_back(plan: &Plan, events: &Events, go_without: impl FnOnce()) -> Fo
     loop {
         let trouble = match attempt(plan, events, &begun, go_without.is_none()) {
             Ok(found) => {
+                // Whatever works on the state from here on, it is the engine that says what of that is saved.
+                saved.set(None);
                 events.emit(Event::StoreAvailable {
                     path: plan.store.dir.display().to_string(),
                     durable: plan.store.durable,
@@ -125,6 +129,7 @@ pub fn bring_back(plan: &Plan, events: &Events, go_without: impl FnOnce()) -> Fo
             && trouble.is_absence()
             && let Some(go) = go_without.take()
         {
+            saved.set(None);
             go();
         }
         pause = if trouble.is_absence() {
@@ -180,6 +185,7 @@ fn attempt(
                 files: placed.files,
                 bytes: placed.bytes,
                 took_ms: millis(began.elapsed()),
+                aside: placed.aside.iter().map(|aside| aside.display().to_string()).collect(),
             });
             *head
         }
@@ -192,6 +198,7 @@ fn attempt(
                 files: 0,
                 bytes: 0,
                 took_ms: millis(began.elapsed()),
+                aside: Vec::new(),
             });
             Head::default()
         }

@@ -30,6 +30,7 @@ pub fn fold(mut status: Status, event: &Event, now: Timestamp) -> Status {
             files,
             bytes,
             took_ms,
+            aside,
         } => {
             status.restore = Some(Restore {
                 commit,
@@ -37,6 +38,7 @@ pub fn fold(mut status: Status, event: &Event, now: Timestamp) -> Status {
                 files,
                 bytes,
                 took_ms,
+                aside,
             });
         }
         Event::StateRestoreDegraded { wanted, used, why } => {

@@ -76,6 +76,9 @@ pub struct Restore {
     pub files: u64,
     pub bytes: u64,
     pub took_ms: u64,
+    /// Where state is now that was there before.
+    #[serde(default)]
+    pub aside: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

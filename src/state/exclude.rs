@@ -45,8 +45,10 @@ pub const RULES: &[Rule] = &[
         "installed again from its lock file, which stays",
     ),
     rule("*", "**/.git/**/*.lock", LOCK),
-    rule("*", ".moltinit-restoring-*/", RESTORE),
+    rule("*", "**/.moltinit-restoring-*/", RESTORE),
     rule("*", "*.before-restore-*/", RESTORE),
+    // In what is a mount of its own.
+    rule("*", "**/.before-restore-*/", RESTORE),
 ];
 
 /// Below these of the `state` root the rules of `state` do not hold: they are workspaces, or hold what plugins and
@@ -60,7 +62,7 @@ pub fn excluded(root: &str, rel: &[u8], dir: bool) -> Option<&'static Rule> {
     let plugin = root == "state" && parts[0] == b"extensions";
     RULES.iter().find(|rule| {
         let applies = match rule.root {
-            "*" => !plugin,
+            "*" => !plugin || rule.why == RESTORE,
             name => name == root && !whole,
         };
         applies && rule_covers(rule, &parts, dir)
@@ -139,6 +141,13 @@ mod tests {
         assert!(out("workspace", ".git/index.lock"));
         assert!(dir_out("workspace", &format!("{}workspace", restore::STAGED)));
         assert!(dir_out("state", &format!("{}20260102T030405Z", restore::ASIDE)));
+        for mount in ["workspace", "extensions/mine"] {
+            assert!(dir_out(
+                "state",
+                &format!("{mount}/{}20260102T030405Z-unsaved", restore::ASIDE)
+            ));
+            assert!(dir_out("state", &format!("{mount}/{}", restore::STAGED)));
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod prune;
 pub mod recover;
 pub mod restore;
 pub mod retain;
+pub mod saved;
 pub mod segment;
 pub mod sqlite;
 mod survey;

@@ -12,6 +12,7 @@ use super::{
     lineage,
     model::CommitId,
     restore::{Placed, Progress, RestoreError, resume, stage},
+    saved::Saved,
     segment::{Damage, reader::ReadError},
 };
 use crate::store::StoreError;
@@ -103,6 +104,7 @@ fn follow(
                         let torn = damage == Some(Damage::Torn);
                         torn_only &= torn;
                         tip_committed |= !torn;
+                        distrust(work, id);
                         passed.push(Passed { id, why });
                     }
                 }
@@ -122,6 +124,14 @@ fn follow(
         Ok(Some(Recovered::Empty { passed }))
     } else {
         Err(RecoverError::Exhausted { passed })
+    }
+}
+
+/// What the disk had in a commit that cannot be used, or in one before that, it may have alone.
+fn distrust(work: &Path, passed: CommitId) {
+    let saved = Saved::in_dir(work);
+    if saved.commit().is_some_and(|id| id <= passed) {
+        saved.set(None);
     }
 }
 
@@ -157,7 +167,10 @@ fn attempt(
                     return is_listed.map(|_| Attempt::Gone);
                 }
                 match staged.place(work) {
-                    Ok((placed, _)) => return Ok(Attempt::Restored(Box::new(head), placed)),
+                    Ok((placed, _)) => {
+                        Saved::in_dir(work).set(placed.commit);
+                        return Ok(Attempt::Restored(Box::new(head), placed));
+                    }
                     Err(error) => error,
                 }
             }

@@ -1,6 +1,7 @@
 //! Which mount a path is on, as the kernel sees it, without asking the file system behind the mount.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs, io,
     os::{
@@ -74,6 +75,25 @@ pub fn of(fd: &(impl AsRawFd + AsFd)) -> io::Result<Mount> {
 pub fn all() -> io::Result<Vec<Mount>> {
     // Read as bytes: a mount point somewhere on the machine need not be UTF-8.
     Ok(parse(&fs::read("/proc/self/mountinfo")?))
+}
+
+/// What is mounted below `dir`, whose path has no links in it, and not hidden by another mount; parents first. No file
+/// system is asked. Without `/proc` there is nothing that is known.
+pub fn below(dir: &Path) -> io::Result<Vec<Mount>> {
+    let all = match all() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        all => all?,
+    };
+    let mut found = BTreeMap::new();
+    for mount in all {
+        if dir.starts_with(&mount.point) {
+            found.clear();
+        } else if mount.point.starts_with(dir) {
+            found.retain(|hidden: &PathBuf, _| !hidden.starts_with(&mount.point));
+            found.insert(mount.point.clone(), mount);
+        }
+    }
+    Ok(found.into_values().collect())
 }
 
 /// Returns when a file system was mounted or unmounted, or after `patience`.

@@ -4,6 +4,7 @@
     reason = "tests are no supervisor: they may spawn and wait as they like"
 )]
 
+mod asides;
 mod attach;
 mod browser;
 mod callbacks;

@@ -22,6 +22,7 @@ fn eventful() -> Status {
             files: 1,
             bytes: 2,
             took_ms: 3,
+            aside: vec![why()],
         },
         Event::StateRestoreDegraded {
             wanted: commit(),

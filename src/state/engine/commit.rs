@@ -114,6 +114,7 @@ impl Engine {
     }
 
     pub(super) fn failed(&mut self, failure: &Failure) -> Why {
+        self.settings.saved.set(None);
         let now = Instant::now();
         let (jitter, last) = (rand::random(), self.finishing.is_some());
         self.pace.apply(Input::Failed { jitter, last }, now);

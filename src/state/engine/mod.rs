@@ -41,6 +41,7 @@ use super::{
     model::{CommitId, Meta, Reason},
     pace::{self, Input, Pace, Step},
     prune::Own,
+    saved::Saved,
     walk::Root,
     watch::Watch,
 };
@@ -54,6 +55,8 @@ pub struct Settings {
     pub pace: pace::Settings,
     /// A local directory for segments in the making.
     pub spool: PathBuf,
+    /// Where it is noted whether what is on the disk is in a commit.
+    pub saved: Saved,
     /// From one full look to the next, as a net under the watch.
     pub rescan: Duration,
     /// Asked for the gateway's version at each commit.
@@ -412,6 +415,9 @@ impl Engine {
                 self.pace.apply(Input::Succeeded, Instant::now());
                 self.told.set_failure(None);
                 self.recovered();
+                // What is named and not looked at again is not ours to capture.
+                let lacks = self.incomplete || !self.again.is_empty() && !self.warnings().is_empty();
+                self.settings.saved.set(self.head.id().filter(|_| !lacks));
                 Ok(self.answer())
             }
             Err(failure) => Err(NotCommitted::Failed(self.failed(&failure))),

@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{ASIDE, RestoreError, disk, swap, swap::Move};
+use super::{ASIDE, RestoreError, aside, swap, swap::Move};
 
 /// What is at the targets, and what was there before.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl Back {
         };
         let moves = self.0.iter().map(back).collect::<Result<_, RestoreError>>()?;
         let aside = swap::swap(None, moves, work)?;
-        aside.iter().for_each(|aside| disk::thin(aside));
+        aside.iter().for_each(|aside| aside::thin(aside));
         Ok(aside)
     }
 }

@@ -1,34 +1,62 @@
-//! The disk that a restore is for: whether it has room, and what earlier restores have left on it.
+//! Room on the disk that a restore is for.
 
-use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::Path};
 
 use nix::{sys::statvfs::statvfs, unistd::geteuid};
 
-use super::{ASIDE, RestoreError};
+use super::{RestoreError, aside, places::Places};
 use crate::state::{
-    check,
     head::Head,
-    model::{Extent, Tree},
+    model::{Entry, Extent},
     segment::line::extents_of,
 };
 
-/// States that were moved aside and are kept beside each root: the first, which may never have been in a snapshot, and
-/// the newest.
-const KEPT: usize = 4;
+/// Fails if what is restored does not fit where it is to be staged, even without copies of what was there before.
+pub fn make_room(head: &Head, places: &Places) -> Result<(), RestoreError> {
+    loop {
+        let (dir, needs, free) = match has_room(head, places) {
+            Err(RestoreError::NoRoom { dir, needs, free, .. }) => (dir, needs, free),
+            other => return other,
+        };
+        let asides = || {
+            let asides = places.moves().map(|step| step.aside.as_path());
+            asides.filter(|aside| aside.parent().and_then(|parent| device(parent).ok()) == device(&dir).ok())
+        };
+        let mut copies = asides().flat_map(|aside| aside::copies(aside).unwrap_or_default());
+        let removed = copies.next().is_some_and(|oldest| {
+            tracing::warn!(path = %oldest.display(), "there is no room, so an older state that a restore moved aside is removed");
+            fs::remove_dir_all(oldest).is_ok()
+        });
+        if !removed {
+            let asides = asides().flat_map(|aside| aside::beside(aside).unwrap_or_default());
+            return Err(RestoreError::NoRoom {
+                asides: asides.collect(),
+                dir,
+                needs,
+                free,
+            });
+        }
+    }
+}
 
-/// Fails if the roots do not fit where they are to be staged.
-pub fn has_room(head: &Head, staged: &BTreeMap<&str, &Path>) -> Result<(), RestoreError> {
+fn device(dir: &Path) -> io::Result<u64> {
+    Ok(fs::metadata(dir)?.dev())
+}
+
+fn has_room(head: &Head, places: &Places) -> Result<(), RestoreError> {
     let mut needed: BTreeMap<u64, (&Path, u64)> = BTreeMap::new();
-    for (root, path) in staged {
-        let dir = path.parent().unwrap_or(path);
-        let device = fs::metadata(dir).map_err(|source| RestoreError::local("looking at", dir, source))?;
-        needed.entry(device.dev()).or_insert((dir, 0)).1 += bytes(head.tree(), root);
+    let mut devices = BTreeMap::new();
+    for (part, step) in places.parts() {
+        let dir = step.staged.parent().unwrap_or(&step.staged);
+        let device = device(dir).map_err(|source| RestoreError::local("looking at", dir, source))?;
+        devices.insert(part, device);
+        needed.entry(device).or_insert((dir, 0));
+    }
+    for (path, entry) in head.tree() {
+        let device = places.part(path).and_then(|(part, _)| devices.get(part));
+        if let Some((_, needs)) = device.and_then(|device| needed.get_mut(device)) {
+            *needs += bytes(entry);
+        }
     }
     for (dir, needs) in needed.into_values() {
         // A file system that does not know its size is not asked.
@@ -43,94 +71,22 @@ pub fn has_room(head: &Head, staged: &BTreeMap<&str, &Path>) -> Result<(), Resto
         let free = blocks.saturating_mul(free.fragment_size());
         if needs > free {
             let dir = dir.to_owned();
-            return Err(RestoreError::NoRoom { dir, needs, free });
+            return Err(RestoreError::NoRoom {
+                dir,
+                needs,
+                free,
+                asides: Vec::new(),
+            });
         }
     }
     Ok(())
 }
 
-/// What a root's files take on a disk.
-fn bytes(tree: &Tree, root: &str) -> u64 {
-    let files = tree.iter().filter(|(path, _)| check::root(path) == root.as_bytes());
-    let data = files
-        .flat_map(|(_, entry)| extents_of(&entry.kind))
-        .map(|extent| match extent {
-            Extent::Data { len, .. } => u64::from(*len),
-            Extent::Hole { .. } => 0,
-        });
+/// What a file takes on a disk.
+fn bytes(entry: &Entry) -> u64 {
+    let data = extents_of(&entry.kind).iter().map(|extent| match extent {
+        Extent::Data { len, .. } => u64::from(*len),
+        Extent::Hole { .. } => 0,
+    });
     data.sum()
-}
-
-/// Removes what was moved aside here before, beside `aside` under the same name, but for what is [kept](KEPT).
-pub fn thin(aside: &Path) {
-    if let Err(error) = try_to_thin(aside) {
-        tracing::warn!(path = %aside.display(), %error, "older states that were moved aside could not be removed");
-    }
-}
-
-fn try_to_thin(aside: &Path) -> io::Result<()> {
-    let name = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
-    let (Some(dir), Some(own)) = (aside.parent(), name(aside)) else {
-        return Ok(());
-    };
-    let Some(start) = own.rfind(ASIDE).map(|at| &own[..at + ASIDE.len()]) else {
-        return Ok(());
-    };
-    let mut found: Vec<(String, PathBuf)> = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let name: OsString = entry.file_name();
-        let Some(date) = name.to_str().and_then(|name| name.strip_prefix(start)) else {
-            continue;
-        };
-        if is_date(date) {
-            found.push((date.to_owned(), entry.path()));
-        }
-    }
-    found.sort();
-    if found.len() > KEPT {
-        for (_, path) in &found[1..found.len() - (KEPT - 1)] {
-            tracing::info!(path = %path.display(), "an older state that a restore moved aside is removed");
-            fs::remove_dir_all(path)?;
-        }
-    }
-    Ok(())
-}
-
-/// As in the name of what was moved aside: `20260102T030405Z`, with a number behind it if there were several in a second.
-fn is_date(text: &str) -> bool {
-    let (date, number) = text.split_once('-').unwrap_or((text, "2"));
-    let shape: String = date.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
-    shape == "00000000T000000Z" && number.parse::<u32>().is_ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_what_was_moved_aside_the_first_and_the_newest_are_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let names = |day: u32| format!("state{ASIDE}202601{day:02}T030405Z");
-        for name in (1..8).map(names).chain(["other".into(), format!("state{ASIDE}mine")]) {
-            fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        thin(&dir.path().join(names(7)));
-        let mut left: Vec<String> = fs::read_dir(dir.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        left.sort();
-        assert_eq!(
-            left,
-            [
-                "other".into(),
-                names(1),
-                names(5),
-                names(6),
-                names(7),
-                format!("state{ASIDE}mine")
-            ]
-        );
-    }
 }

@@ -4,37 +4,39 @@
 //! directories beside the targets ([`stage`]). Only when all of it is there do the staged trees take the targets' places
 //! ([`Staged::place`]); what was there moves aside, to a dated sibling.
 
+mod aside;
 mod back;
 mod disk;
+mod places;
 mod plan;
 mod stage;
 mod swap;
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs, io,
-    os::unix::fs::FileExt,
+    os::unix::{ffi::OsStrExt, fs::FileExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use jiff::Timestamp;
-
 use self::{
+    places::Places,
     plan::{Plan, is_sidecar},
     stage::{Stage, below},
     swap::Move,
 };
 use super::{
-    check,
     fetch::{Fetcher, Packed, Read},
     head::Head,
     history::History,
     model::{CommitId, Entry, Extent, Kind},
     parallel,
+    saved::Saved,
     segment::reader::ReadError,
 };
-use crate::{paths, store::mounts};
+pub use aside::{ASIDE, STAGED};
 pub use back::Back;
 pub use swap::{is_unfinished, resume};
 
@@ -52,8 +54,14 @@ pub enum RestoreError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("{} has room for {} MiB and the snapshot needs {}; make room, or give it a larger disk", dir.display(), free >> 20, needs.div_ceil(1 << 20))]
-    NoRoom { dir: PathBuf, needs: u64, free: u64 },
+    #[error("{} has room for {} MiB and the snapshot needs {}; make room, or give it a larger disk{}", dir.display(), free >> 20, needs.div_ceil(1 << 20), removable(asides))]
+    NoRoom {
+        dir: PathBuf,
+        needs: u64,
+        free: u64,
+        /// What earlier restores have moved aside there, and only a person can say whether it is missed.
+        asides: Vec<PathBuf>,
+    },
     /// Some of what was there is aside and some of what is new is in place. Nothing may use the targets before
     /// [`resume`] has worked.
     #[error(
@@ -64,6 +72,10 @@ pub enum RestoreError {
     NotEmpty(PathBuf),
     #[error("{} is inside of {}; state and workspace have to be apart, or one root", .0.display(), .1.display())]
     Nested(PathBuf, PathBuf),
+    #[error("{} is a mount, and the snapshot has no directory there; start without it, or take the snapshot out with `moltinit restore --to`", .0.display())]
+    Mount(PathBuf),
+    #[error("{} cannot be made another name of {}, which is on another mount; start without that mount", .0.display(), .1)]
+    Apart(PathBuf, String),
 }
 
 impl RestoreError {
@@ -74,6 +86,17 @@ impl RestoreError {
             source,
         }
     }
+}
+
+fn removable(asides: &[PathBuf]) -> String {
+    if asides.is_empty() {
+        return String::new();
+    }
+    let names: Vec<String> = asides.iter().map(|aside| aside.display().to_string()).collect();
+    format!(
+        "; delete what nobody needs of the states that earlier restores have moved aside: {}",
+        names.join(", ")
+    )
 }
 
 /// How far a restore is, in plain bytes of chunks. Written by the restore, read by whoever shows it.
@@ -125,31 +148,12 @@ pub fn stage(
     targets: &[(String, PathBuf)],
     progress: &Progress,
 ) -> Result<Staged, RestoreError> {
-    let date = Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
-    let mut moves = BTreeMap::new();
-    for (root, target) in targets
-        .iter()
-        .filter(|(root, _)| head.tree().contains_key(root.as_bytes()))
-    {
-        moves.insert(root.as_str(), place(target, &date)?);
-    }
-    for a in moves.values() {
-        if let Some(b) = moves
-            .values()
-            .find(|b| a.target != b.target && b.target.starts_with(&a.target))
-        {
-            return Err(RestoreError::Nested(b.target.clone(), a.target.clone()));
-        }
-    }
-    let staged = moves
-        .iter()
-        .map(|(root, step)| (*root, step.staged.as_path()))
-        .collect();
-    disk::has_room(head, &staged)?;
-    let unplaced = stage_all(history, head, &staged, progress)?;
+    let places = Places::of(head, targets)?;
+    disk::make_room(head, &places)?;
+    let unplaced = stage_all(history, head, &places, progress)?;
     let (files, bytes) = head.totals();
     Ok(Staged {
-        moves: moves.into_values().collect(),
+        moves: places.into_moves(),
         placed: Placed {
             commit: head.id(),
             files,
@@ -162,7 +166,12 @@ pub fn stage(
 
 impl Staged {
     /// Moves what is there aside and this into its place: all of it, or on an error nothing. Gives the way back, too.
-    pub fn place(self, work: &Path) -> Result<(Placed, Back), RestoreError> {
+    pub fn place(mut self, work: &Path) -> Result<(Placed, Back), RestoreError> {
+        if Saved::in_dir(work).commit().is_none() {
+            for step in &mut self.moves {
+                step.aside = aside::unsaved(&step.aside);
+            }
+        }
         let aside = match swap::swap(self.placed.commit, self.moves.clone(), work) {
             // Whoever finds the journal needs what is staged.
             Err(error @ RestoreError::Unfinished(_)) => return Err(error),
@@ -172,14 +181,16 @@ impl Staged {
             }
             Ok(aside) => aside,
         };
-        aside.iter().for_each(|aside| disk::thin(aside));
+        aside.iter().for_each(|aside| aside::thin(aside));
         Ok((Placed { aside, ..self.placed }, Back::from(&self.moves)))
     }
 
     /// Takes it away again.
     pub fn discard(self) {
         for step in &self.moves {
-            if let Err(error) = fs::remove_dir_all(&step.staged) {
+            if let Err(error) = fs::remove_dir_all(&step.staged)
+                && error.kind() != io::ErrorKind::NotFound
+            {
                 tracing::warn!(path = %step.staged.display(), %error, "what was restored for nothing could not be removed");
             }
         }
@@ -196,7 +207,11 @@ impl Placed {
             );
         }
         for aside in &self.aside {
-            tracing::warn!(path = %aside.display(), "state that was there before the restore was moved aside");
+            if aside::is_unsaved(aside) {
+                tracing::warn!(path = %aside.display(), "state that was there before the restore is in no snapshot; it was moved aside, where it stays: take from it what you miss, and delete it");
+            } else {
+                tracing::info!(path = %aside.display(), "state that was there before the restore was moved aside");
+            }
         }
     }
 }
@@ -228,79 +243,40 @@ pub fn restore_into_empty_dir(
     }
 }
 
-/// Where a target's tree is staged and where what is there goes: beside it, or inside where it is a mount point,
-/// since both have to be on its file system. Clears away what an earlier restore left staged.
-fn place(target: &Path, date: &str) -> Result<Move, RestoreError> {
-    let find = || {
-        // A link stands for what it leads to, there or not: that is where the state is to be.
-        let target = paths::resolve(target);
-        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
-            return Err(io::Error::other("the root directory cannot hold state"));
-        };
-        fs::create_dir_all(parent)?;
-        let is_mount = mounts::covering(&target).is_ok_and(|mount| mount.point == target);
-        let (dir, name) = if is_mount {
-            (target.as_path(), "".into())
-        } else {
-            (parent, name.to_string_lossy())
-        };
-        let staged = dir.join(format!("{STAGED}{name}"));
-        match fs::remove_dir_all(&staged) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let aside = |n: u32| match n {
-            1 => dir.join(format!("{name}{ASIDE}{date}")),
-            n => dir.join(format!("{name}{ASIDE}{date}-{n}")),
-        };
-        let aside = (1..).map(aside).find(|path| fs::symlink_metadata(path).is_err());
-        Ok(Move {
-            staged,
-            aside: aside.expect("there are more numbers than directories"),
-            target,
-        })
-    };
-    find().map_err(|source| RestoreError::local("preparing to restore", target, source))
-}
-
-/// Start of the name of a staging directory, which is nobody's state.
-pub const STAGED: &str = ".moltinit-restoring-";
-/// Between a directory's name and the date on which a restore moved it aside.
-pub const ASIDE: &str = ".before-restore-";
-
-/// Stages the roots that have a place. Clears away everything again if one fails.
+/// Stages what has a place. Clears away everything again if one fails.
 fn stage_all(
     history: &History,
     head: &Head,
-    places: &BTreeMap<&str, &Path>,
+    places: &Places,
     progress: &Progress,
 ) -> Result<Vec<String>, RestoreError> {
     let mut stages: BTreeMap<&[u8], Stage> = BTreeMap::new();
-    let result = places
-        .iter()
-        .try_for_each(|(root, path)| {
-            stages.insert(root.as_bytes(), Stage::create(path)?);
+    // A mount of which the snapshot has nothing is left empty.
+    let mut parts = places.parts().filter(|(part, _)| head.tree().contains_key(*part));
+    let result = parts
+        .try_for_each(|(part, step)| {
+            stages.insert(part, Stage::create(&step.staged, part)?);
             Ok(())
         })
-        .and_then(|()| fill(history, head, &stages, progress));
+        .and_then(|()| fill(history, head, places, &stages, progress));
     if result.is_err() {
-        for path in places.values() {
+        for step in places.moves() {
             // The error that led here is what matters; the next restore clears what is left.
-            let _ = fs::remove_dir_all(path);
+            let _ = fs::remove_dir_all(&step.staged);
         }
     }
     result?;
     let roots = head
         .tree()
         .keys()
-        .filter(|path| below(path).is_none() && !stages.contains_key(path.as_slice()));
+        .filter(|path| below(path).is_none() && places.part(path).is_none());
     Ok(roots.map(|root| String::from_utf8_lossy(root).into_owned()).collect())
 }
 
 /// A name of the tree, and where it is staged.
 struct Item<'a> {
     stage: &'a Stage,
-    /// Below the root; empty for the root.
+    /// Below what is staged there; empty for that itself.
     path: &'a [u8],
     entry: &'a Entry,
 }
@@ -308,6 +284,7 @@ struct Item<'a> {
 fn fill(
     history: &History,
     head: &Head,
+    places: &Places,
     stages: &BTreeMap<&[u8], Stage>,
     progress: &Progress,
 ) -> Result<(), RestoreError> {
@@ -315,10 +292,11 @@ fn fill(
         .tree()
         .iter()
         .map(|(path, entry)| {
-            let stage = stages.get(check::root(path))?;
+            let (part, _) = places.part(path)?;
+            let stage = stages.get(part)?;
             (!is_sidecar(head.tree(), path, entry)).then(|| Item {
                 stage,
-                path: below(path).unwrap_or_default(),
+                path: stage.below(path).unwrap_or_default(),
                 entry,
             })
         })
@@ -340,6 +318,12 @@ fn fill(
         }
     }
     for item in items.iter().flatten() {
+        if let Kind::HardLink { to } = &item.entry.kind
+            && places.part(to).is_none_or(|(part, _)| part != item.stage.part())
+        {
+            let path = item.stage.path().join(OsStr::from_bytes(item.path));
+            return Err(RestoreError::Apart(path, String::from_utf8_lossy(to).into_owned()));
+        }
         item.stage.link(item.path, item.entry)?;
     }
     // From the bottom up, as each step changes the time of the directory it is in.

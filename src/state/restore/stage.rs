@@ -31,6 +31,8 @@ use crate::state::model::{Entry, Kind};
 /// A directory that is being filled.
 pub struct Stage {
     path: PathBuf,
+    /// Where what is staged here begins in the tree.
+    part: Vec<u8>,
     root: OwnedFd,
     /// The directory last walked to: entries come in path order.
     last: Mutex<Option<(Vec<u8>, OwnedFd)>>,
@@ -44,8 +46,8 @@ const DIR: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_CLOEXEC);
 
 impl Stage {
-    /// A new, empty, private directory at `path`.
-    pub fn create(path: &Path) -> Result<Stage, RestoreError> {
+    /// A new, empty, private directory at `path`, for that part of the tree.
+    pub fn create(path: &Path, part: &[u8]) -> Result<Stage, RestoreError> {
         let make = || {
             fs::DirBuilder::new().create(path)?;
             fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
@@ -54,6 +56,7 @@ impl Stage {
         let root = make().map_err(|source: io::Error| RestoreError::local("making", path, source))?;
         Ok(Stage {
             path: path.to_owned(),
+            part: part.to_vec(),
             root,
             last: Mutex::new(None),
             disowned: AtomicBool::new(false),
@@ -64,7 +67,16 @@ impl Stage {
         &self.path
     }
 
-    /// Makes a directory. `path` is below the stage's root.
+    pub fn part(&self) -> &[u8] {
+        &self.part
+    }
+
+    /// The rest of a tree path that is below the part; nothing for the part itself.
+    pub fn below<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
+        path.strip_prefix(self.part.as_slice())?.strip_prefix(b"/")
+    }
+
+    /// Makes a directory. `path` is below the part that is staged.
     pub fn make_dir(&self, path: &[u8]) -> Result<(), RestoreError> {
         self.at("making", path, |dir, name| Ok(mkdirat(dir, name, Mode::S_IRWXU)?))
     }
@@ -90,7 +102,7 @@ impl Stage {
                 Ok(symlinkat(OsStr::from_bytes(target), dir, name)?)
             }),
             Kind::HardLink { to } => {
-                let Some(to) = below(to) else {
+                let Some(to) = self.below(to) else {
                     return Ok(());
                 };
                 let file = self.at("opening", to, |dir, name| {

@@ -1,5 +1,6 @@
 //! Commits to a real directory and back, whole and damaged.
 
+mod disks;
 mod formats;
 mod hostile;
 pub mod kit;

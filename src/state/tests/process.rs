@@ -15,6 +15,12 @@ pub fn again_alone(module: &str, name: &str, key: &str, place: &Path) -> Spawn {
     within(&["unshare", "--user", "--map-root-user"], module, name, key, place)
 }
 
+/// The same with mounts of its own, which it may make.
+pub fn again_with_mounts(module: &str, name: &str, key: &str, place: &Path) -> Spawn {
+    let outer = ["unshare", "--user", "--map-root-user", "--mount"];
+    within(&outer, module, name, key, place)
+}
+
 /// The same in a user namespace that has ten inotify watches.
 pub fn again_with_few_watches(module: &str, name: &str, key: &str, place: &Path) -> Spawn {
     let limit = r#"echo 10 >/proc/sys/user/max_inotify_watches && exec "$0" "$@""#;

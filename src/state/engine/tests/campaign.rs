@@ -34,6 +34,7 @@ pub fn settings(place: &Path) -> Settings {
             min_gap: Duration::from_millis(5),
         },
         spool: place.join("spool"),
+        saved: Saved::in_dir(&place.join("work")),
         rescan: RESCAN,
         gateway: Box::new(|| None),
     }

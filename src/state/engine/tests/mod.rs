@@ -6,6 +6,7 @@ mod databases;
 mod limits;
 mod model;
 mod moves;
+mod saved;
 mod untold;
 
 use std::{
@@ -65,6 +66,7 @@ fn settings(kit: &Kit) -> Settings {
             min_gap: Duration::from_millis(20),
         },
         spool: kit.path("spool"),
+        saved: Saved::in_dir(&kit.path("work")),
         rescan: RESCAN,
         gateway: Box::new(|| Some("2026.9.6".into())),
     }
