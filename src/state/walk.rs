@@ -193,6 +193,15 @@ impl Below {
         Ok((self.dir(dir)?, name))
     }
 
+    /// Whether the directory that `rel` is in is still where it was opened. One that has been moved stays open, and what
+    /// is in it goes on elsewhere.
+    pub fn is_in_place(&mut self, rel: &[u8]) -> io::Result<bool> {
+        let then = Stat::from(fstat(self.parent(rel)?.0)?);
+        self.open.clear();
+        let now = Stat::from(fstat(self.parent(rel)?.0)?);
+        Ok(now.inode() == then.inode())
+    }
+
     /// Where `rel` really is, without links on the way as far as that can be said of a path.
     pub fn real_path(&self, rel: &[u8]) -> io::Result<PathBuf> {
         let root = std::fs::read_link(format!("/proc/self/fd/{}", self.root.as_raw_fd()))?;

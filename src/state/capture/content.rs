@@ -65,6 +65,10 @@ pub fn read(
     let mut tries = 1;
     loop {
         let content = read_once(below, rel, even_a_database, writer)?;
+        if !below.is_in_place(rel)? {
+            // What was read may never have been here.
+            return Err(ReadFailure::File(Errno::ENOENT.into()));
+        }
         let enough = match content.steady {
             Steady::Still => true,
             Steady::Grew => content.stat.len > LONG,

@@ -366,3 +366,35 @@ fn the_time_of_a_directory_waits_for_a_commit_that_is_made_for_something_else() 
     steps.capture(all());
     assert_eq!(times(&steps), 1_500_000_000 * 1_000_000_000);
 }
+
+/// Its directory is still open, and what is in it goes on elsewhere.
+#[test]
+fn what_a_file_becomes_after_its_directory_has_moved_is_not_found_where_that_was() {
+    let mut steps = Steps::new();
+    steps.kit.write("top/dir/file", "first");
+    steps.capture(all());
+    steps.kit.write("top/dir/file", "second");
+    let roots = roots(&steps.kit);
+    let mut capture = Capture::new(&steps, &roots);
+    capture.look(&["state/top/dir/file"]);
+    let live = steps.kit.live();
+    fs::rename(live.join("top"), live.join("moved")).unwrap();
+    fs::write(live.join("moved/dir/file"), "of another place").unwrap();
+    let (tree, notes) = capture.tree(None);
+    let path = b"state/top/dir/file".to_vec();
+    assert!(
+        matches!(tree[&path].kind, Kind::File { len: 5, .. }),
+        "{:?}",
+        tree[&path]
+    );
+    assert!(notes.update.unsure.contains(&path) || notes.again.paths.contains_key(&path));
+
+    let mut capture = Capture::new(&steps, &roots);
+    capture.look(&["state/top", "state/moved"]);
+    let (tree, _) = capture.tree(None);
+    assert!(!tree.contains_key(&path));
+    assert!(matches!(
+        tree[&b"state/moved/dir/file"[..]].kind,
+        Kind::File { len: 16, .. }
+    ));
+}
