@@ -98,9 +98,9 @@ fn start_by(by: &[&str], disk: &Disk, config: &str) -> Container {
 #[test]
 fn a_script_that_comes_during_a_live_restore_is_heard_and_starts_nothing_too_early() {
     let disk = Disk::new();
-    let [may_end, may_rest, may_start, starts] =
-        ["may-end", "may-rest", "may-start", "starts"].map(|name| disk.path(name));
-    // The gateway ends, and is ready, only when it may; each start says with which key and on what. Of the same state
+    let [may_end, may_rest, may_start, starts, up] =
+        ["may-end", "may-rest", "may-start", "starts", "up"].map(|name| disk.path(name));
+    // The gateway ends, and is ready, only when it may; each start says with which key and on what before it can be ready. Of the same state
     // is another service that ends only when it may: until then the gateway is held.
     let config = format!(
         r#"
@@ -108,9 +108,10 @@ fn a_script_that_comes_during_a_live_restore_is_heard_and_starts_nothing_too_ear
         name = "gateway"
         command = ["sh", "-c", '''
             echo "$ANTHROPIC_API_KEY $(cat $HOME/.openclaw/note)" >>{starts}
-            trap 'until [ -e {may_end} ]; do sleep 0.05; done; exit 0' TERM
+            trap 'until [ -e {may_end} ]; do sleep 0.05; done; rm -f {up}; exit 0' TERM
+            : >{up}
             while :; do sleep 0.05; done''']
-        ready = {{ command = ["test", "-e", "{may_start}"] }}
+        ready = {{ command = ["test", "-e", "{may_start}", "-a", "-e", "{up}"] }}
         live = {{ command = ["true"] }}
 
         [[service]]
@@ -122,6 +123,7 @@ fn a_script_that_comes_during_a_live_restore_is_heard_and_starts_nothing_too_ear
         stop = {{ timeout = "5m" }}
         "#,
         starts = starts.display(),
+        up = up.display(),
         may_end = may_end.display(),
         may_rest = may_rest.display(),
         may_start = may_start.display(),
